@@ -1,0 +1,117 @@
+"""What a user sees when a command can't be carried out: one clear message and an exit code.
+
+0 done; 1 a mistake or a failure; 2 a config that doesn't compose; 130 and 143 Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mosaickd import report
+from mosaickd.config import CONF, SWEEPS, nearest, options
+from mosaickd.engine.interruption import Interrupted
+from mosaickd.errors import UserError
+
+#: Groups, and the folder that each one's choices lie in.
+GROUPS = {
+    **{folder.name: folder for folder in sorted(CONF.iterdir()) if folder.is_dir()},
+    **{name: SWEEPS / name for name in ("sweep", "pair")},
+    **{"teacher": CONF / "model", "student": CONF / "model", "ood": CONF / "dataset"},
+}
+
+
+def run_command(main: Callable[[], Any]) -> None:
+    """Call `main` (a hydra.main function) and end the process as this module's title says."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
+    try:
+        main()
+    except Interrupted as stop:
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        _fail(str(error), 1)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error, sys.argv[1:]), 2)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _fail(
+            f"{error.strerror or error}{where}. If this is the run's folder, is it writable? "
+            "hydra.run.dir=FOLDER chooses another",
+            1,
+        )
+
+
+class SweepSummary(Callback):
+    """Prints a sweep's runs side by side when the last one has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        report.console().print(report.sweep_table(folder))
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """Say which override doesn't compose and what it may have meant, in place of Hydra's words."""
+    for argument in arguments:
+        if argument.startswith("-") or "=" not in argument:
+            continue
+        key, _, value = argument.lstrip("+~").partition("=")
+        key = key.partition("@")[0]
+        if key in GROUPS:
+            choices = options(GROUPS[key])
+            for choice in value.strip("[]'\"").split(","):
+                if choice not in ("null", "", *choices):
+                    hint = nearest(choice, choices)
+                    return (
+                        f"{argument}: {key} has no option {choice!r}{hint}; "
+                        f"options: {', '.join(choices)}"
+                    )
+        elif not argument.startswith("+") and not key.startswith("hydra"):
+            keys = list(_known_keys())
+            if keys and key not in keys:
+                hint = nearest(key, [*keys, *GROUPS])
+                return f"{argument}: there is no setting or group {key!r} here{hint}" + (
+                    "; python run.py --help lists the groups, --cfg job all settings"
+                )
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    return " ".join(f"{error}{cause}".split())
+
+
+def _known_keys() -> Iterator[str]:
+    """All settings of the config that the command line's valid group choices give, dotted."""
+    overrides = []
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key in GROUPS and key != "sweep" and value in options(GROUPS[key]):
+            overrides.append(argument)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException):
+        return
+
+    def walk(node: Any, path: str) -> Iterator[str]:
+        for name in node:
+            yield f"{path}{name}"
+            child = None if OmegaConf.is_missing(node, name) else node._get_node(name)
+            if OmegaConf.is_dict(child) and not child._is_none():
+                yield from walk(child, f"{path}{name}.")
+
+    yield from walk(cfg, "")
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,317 @@
+"""The config's shape: group aliases, the schema of what builds nothing, and validation.
+
+Nothing here imports torch until `validate` runs: `python run.py --cfg job` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from mosaickd.bounds import Range
+from mosaickd.engine.settings import TrainSettings
+from mosaickd.errors import UserError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+SWEEPS = CONF.parent / "sweeps"
+
+#: Keys beside `_target_` that are not constructor arguments, and who reads them.
+ANNOTATIONS = {
+    "name",  # the run's folder and result
+    "checkpoint",  # mosaickd.teachers: weights of a teacher
+    "features",  # methods that compare features: module paths to hook
+    "embedding",  # the same, for the input of the classifier
+    "recipe",  # conf/method/scratch.yaml: how a classifier is trained on this data set
+}
+
+#: What the launcher adds when it builds a node, beyond what the YAML says.
+SUPPLIED = {
+    "dataset": set[str](),
+    "reader": {"root", "split", "image_size"},
+    "model": {"num_classes"},
+    "generator": {"image_size"},
+    "discriminator": set[str](),
+    "method": {
+        *("student", "teacher", "generator", "discriminator"),
+        *("normalize", "latents", "batch_size"),
+    },
+    "optimizer": {"params"},
+    "schedule": {"optimizer", "steps"},
+    "tracker": {"folder", "settings", "run_name", "group"},
+}
+
+#: Settings of `train` that say how a run is watched, not what it computes.
+WATCHING = {"eval_every", "checkpoint_every", "log_every", "eval_batch_size"}
+
+
+class TeacherMissing(StrEnum):
+    """What to do when no trained teacher is found: train one first, or stop."""
+
+    train = "train"
+    error = "error"
+
+
+@dataclass
+class Root:
+    """The root of a run's config. Groups hold what conf/<group>/*.yaml says."""
+
+    dataset: Any = None
+    ood: Any = None
+    teacher: Any = None
+    student: Any = None
+    method: Any = None
+    generator: Any = None
+    discriminator: Any = None
+    players: Any = None
+    train: TrainSettings = field(default_factory=TrainSettings)
+    tracker: Any = None
+    cell: str = ""
+    seed: int = 0
+    device: str = "auto"
+    force: bool = False
+    teacher_missing: TeacherMissing = TeacherMissing.train
+    teachers_dir: str = "checkpoints"
+
+
+def register() -> None:
+    """Make `schema`, `teacher=`, `student=` and `ood=` known to Hydra.
+
+    The three are groups of their own that choose from conf/model and conf/dataset, also from
+    those of a folder given with --config-dir. (A bare `model@teacher` in the defaults list would
+    let `teacher=x` on the command line replace the whole group by a string.)
+    """
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Root)
+    for folder in [CONF, *_config_dirs(sys.argv)]:
+        for group, aliases in {"model": ("teacher", "student"), "dataset": ("ood",)}.items():
+            for name in options(folder / group):
+                for alias in aliases:
+                    node = {"defaults": [f"/{group}/{name}@_here_"]}
+                    store.store(group=alias, name=name, node=node)
+
+
+def options(folder: Path) -> list[str]:
+    """The choices that a group's folder offers; files with a leading underscore are parts."""
+    return sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
+
+
+def _config_dirs(arguments: list[str]) -> Iterable[Path]:
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before in ("--config-dir", "-cd"):
+            yield Path(argument)
+        elif argument.startswith("--config-dir="):
+            yield Path(argument.partition("=")[2])
+
+
+# ---------------------------------------------------------------------------------- validation
+
+
+def validate(cfg: DictConfig) -> None:
+    """Raise a UserError for the first setting that can't be meant, before anything is built.
+
+    Sections with a `_target_` are bound against the constructor's signature: its names, its
+    types and the ranges in its annotations are the schema.
+    """
+    _check_overrides(cfg)
+    if not 0 <= cfg.seed < 2**62:
+        raise UserError(f"seed must be between 0 and 2**62, got {cfg.seed}")
+    for setting in dataclasses.fields(TrainSettings):
+        value = cfg.train[setting.name]
+        bounds = setting.metadata.get("range")
+        if value is not None and bounds and (violation := bounds.violation(value)):
+            raise UserError(f"train.{setting.name} {violation}, got {value}")
+    if cfg.train.steps is None and cfg.train.epochs is None:
+        raise UserError("train.steps and train.epochs are both null: say how long to train")
+
+    kinds = {"dataset": "dataset", "ood": "dataset", "teacher": "model", "student": "model"}
+    for name in ("dataset", "ood", "teacher", "student", "generator", "discriminator", "method"):
+        if cfg[name] is not None:
+            check_node(cfg[name], name, kinds.get(name, name))
+    for part in ("generator", "discriminator"):
+        if part in needs(cfg) and cfg[part] is None:
+            raise UserError(f"{part} is null, but method={cfg.method.name} needs one")
+    for player, node in (cfg.players or {}).items():
+        for part in node:
+            if part not in ("optimizer", "schedule"):
+                raise UserError(unknown(f"players.{player}.{part}", ["optimizer", "schedule"]))
+            check_node(node[part], f"players.{player}.{part}", part)
+    check_node(cfg.tracker, "tracker", "tracker")
+
+
+def needs(cfg: DictConfig) -> set[str]:
+    """The parts that the method plays with, read off its constructor's signature."""
+    target = _target(cfg.method, "method")
+    return SUPPLIED["method"] & set(inspect.signature(target).parameters)
+
+
+def images_of(cfg: DictConfig) -> str:
+    """Which image source the method trains on."""
+    return "ood" if "teacher" in needs(cfg) else "dataset"
+
+
+def check_node(node: Any, path: str, kind: str) -> None:
+    """Bind one section against its `_target_`. path: where it stands, for the messages."""
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise UserError(f"{path} must be a section with a _target_, got {node!r}")
+    target = _target(node, path)
+    signature = inspect.signature(target)
+    hints = _hints(target)
+    supplied = SUPPLIED[kind]
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    accepted = [
+        name
+        for name, p in signature.parameters.items()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in supplied
+    ]
+    given = {k for k in node if k not in ("_target_", "_partial_", "_convert_")}
+    annotations = ANNOTATIONS - set(accepted)
+    for key in given - annotations:
+        if key not in accepted and not accepts_any:
+            raise UserError(unknown(f"{path}.{key}", accepted))
+        value = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)[key]  # type: ignore[index, call-overload]
+        if value == "???":
+            raise UserError(f"{path}.{key} has no value: give one, {path}.{key}=...")
+        if isinstance(value, dict) and "_target_" in value:
+            check_node(node[key], f"{path}.{key}", key)
+        elif problem := violation(value, hints.get(key, Any)):
+            raise UserError(f"{path}.{key} {problem}, got {value!r}")
+    for name in accepted:
+        if signature.parameters[name].default is inspect.Parameter.empty and name not in given:
+            # Positional parameters of optimizers and schedules go by the position, not the name.
+            if kind in ("optimizer", "schedule"):
+                continue
+            raise UserError(f"{path}.{name} is missing: {node._target_} needs it")
+
+
+def violation(value: Any, hint: Any) -> str | None:
+    """What is wrong with `value` for an annotation, in words that follow a setting's name."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        problem = violation(value, arguments[0])
+        for bounds in arguments[1:]:
+            if problem is None and isinstance(bounds, Range):
+                problem = bounds.violation(value)
+        return problem
+    if origin in (typing.Union, types.UnionType):
+        problems = [violation(value, option) for option in arguments]
+        return None if None in problems else next(p for p in problems if p)
+    if origin is typing.Literal:
+        return None if value in arguments else f"must be one of {', '.join(map(str, arguments))}"
+    if origin in (list, tuple, typing.Sequence) or origin in _SEQUENCES:
+        if not isinstance(value, list):
+            return "must be a list"
+        return next((p for item in value if (p := violation(item, arguments[0]))), None)
+    if hint is type(None):
+        return None if value is None else "must be null"
+    if hint is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if ok else "must be a number"
+    if hint is int:
+        ok = isinstance(value, int) and not isinstance(value, bool)
+        return None if ok else "must be a whole number"
+    if hint is bool:
+        return None if isinstance(value, bool) else "must be true or false"
+    if hint is str:
+        return None if isinstance(value, str) else "must be a text"
+    return None
+
+
+_SEQUENCES = {typing.get_origin(typing.Sequence[int]), typing.get_origin(Iterable[int])}
+
+
+def _target(node: Any, path: str) -> Callable[..., Any]:
+    try:
+        return get_object(node._target_)  # type: ignore[no-any-return]
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path}._target_: {node._target_} can't be imported ({reason})"
+        ) from error
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # annotations of foreign code that don't resolve: names still bind
+        return {}
+
+
+def _check_overrides(cfg: DictConfig) -> None:
+    """Refuse what the command line says and the run would ignore."""
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    given = [override.lstrip("+~") for override in hydra.overrides.task]
+    keys = {override.partition("=")[0].partition("@")[0] for override in given}
+    if hydra.runtime.choices.get("pair") and (both := keys & {"teacher", "student"}):
+        raise UserError(
+            f"pair= chooses teacher and student, so {both.pop()}= can't be given beside it: "
+            "two cells would share a folder. Give one or the other"
+        )
+    used = needs(cfg) | {"dataset", "student", images_of(cfg)}
+    for part in ("teacher", "ood"):
+        if part not in used and any(k == part or k.startswith(f"{part}.") for k in keys):
+            raise UserError(
+                f"{part} has no effect with method={cfg.method.name}, which uses none: leave it out"
+            )
+
+
+def unknown(path: str, accepted: Iterable[str]) -> str:
+    """An error message for a key that nobody reads, with the nearest names that someone does."""
+    key = path.rpartition(".")[2]
+    accepted = sorted(accepted)
+    return f"{path} is unknown{nearest(key, accepted)}; accepted here: {', '.join(accepted)}"
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`, did you mean a or b?` or nothing."""
+    close = difflib.get_close_matches(word, list(names), n=2, cutoff=0.55)
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+# ------------------------------------------------------------------------------ a run's identity
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes: two runs that agree here are the same run."""
+    parts = needs(cfg)
+    keys = {"dataset", "student", "method", "players", "train", "seed", images_of(cfg)}
+    keys |= parts & {"teacher", "generator", "discriminator"}
+    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(content, dict)
+    chosen: dict[str, Any] = {str(key): content[key] for key in sorted(keys)}
+    chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in WATCHING}
+    return chosen
+
+
+def config_hash(chosen: dict[str, Any]) -> str:
+    """12 hex digits of the identity."""
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Settings that differ between two identities, as `path: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{path}: {old} -> {new}"]

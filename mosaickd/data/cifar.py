@@ -1,0 +1,95 @@
+"""CIFAR-10 and CIFAR-100, from Parquet shards or from torchvision's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mosaickd.data.parquet import find_shards, read_split
+from mosaickd.data.source import ImageSet
+from mosaickd.errors import UserError
+
+
+def read(
+    *,
+    root: Path,
+    split: str,
+    image_size: int,
+    variant: Literal["cifar10", "cifar100"],
+    download: bool = True,
+) -> ImageSet:
+    """Read a split, 32x32 (`Source` resizes, so that both layouts give the same pixels).
+
+    Takes what lies in root: Parquet shards as on the Hugging Face hub, else torchvision's folder,
+    else downloads the latter. Raises UserError where the images are missing or damaged.
+    """
+    if variant not in ("cifar10", "cifar100"):
+        raise UserError(f"reader.variant must be cifar10 or cifar100, got {variant!r}")
+    root = root.absolute()
+    shards = find_shards(root, split)
+    if shards:
+        return read_split(shards)
+    other = "test" if split == "train" else "train"
+    if find_shards(root, other):
+        raise UserError(
+            f"{root} has Parquet shards of {variant}'s {other} images, but none of its {split} "
+            f"images; put {split}-00000-of-00001.parquet beside them (uoft-cs/{variant} on the "
+            "Hugging Face hub has it)"
+        )
+
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind: Any = CIFAR10 if variant == "cifar10" else CIFAR100
+    folder = root / kind.base_folder
+    wanted = kind.train_list + kind.test_list + [(kind.meta["filename"], kind.meta["md5"])]
+    advice = (
+        f"Looked in {root} for Parquet shards (train*.parquet, test*.parquet, as uoft-cs/{variant} "
+        f"has them on the Hugging Face hub) and for torchvision's folder {kind.base_folder}/ "
+        f"(from {kind.filename}). Put either there, or set dataset.root= (or ood.root=) to the "
+        "folder that holds them. python run.py experiment=quickstart needs no data."
+    )
+    check_files(folder, wanted, download)
+    if not all((folder / name).exists() for name, _ in wanted):
+        if not download:
+            raise UserError(f"no {variant} images. {advice}")
+        fetch(root, lambda: kind(root, download=True), f"{variant} is missing", advice)
+        check_files(folder, wanted, download=False)
+    data = kind(root, train=split == "train")
+    images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
+    return ImageSet(images, torch.tensor(data.targets, dtype=torch.int64), list(data.classes))
+
+
+def check_files(folder: Path, wanted: list[Any], download: bool) -> None:
+    """Raise UserError naming the first of the (file, md5) in folder that is damaged.
+
+    A file that is missing from the others is an error too, unless it can be downloaded.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    present = [name for name, _ in wanted if (folder / name).exists()]
+    for name, md5 in wanted:
+        path = folder / name
+        if name in present and not check_integrity(str(path), md5):
+            raise UserError(
+                f"{path} is damaged or incomplete (its MD5 checksum is not {md5}); delete it and "
+                "unpack or download it again"
+            )
+        if present and name not in present and not download:
+            raise UserError(f"{path} is missing, though others of its set are there; unpack or "
+                            "download the set again")  # fmt: skip
+
+
+def fetch(root: Path, download: Callable[[], object], problem: str, advice: str) -> None:
+    """Run a download into root, one process at a time; UserError with advice if it fails."""
+    from filelock import FileLock
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".download.lock"):
+            download()
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise UserError(f"{problem}, and downloading it failed ({error}). {advice}") from error

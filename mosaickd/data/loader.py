@@ -1,0 +1,157 @@
+"""A loader for data sets that fit on the device: uint8 images stay there, batches are made there.
+
+No worker processes: for images of these sizes, cropping and flipping a whole batch by indexing
+costs less than handing images from process to process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mosaickd.data.source import ImageSet
+from mosaickd.errors import UserError
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std per channel. images: [0, 1] [B, 3, H, W]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+
+class ResidentLoader:
+    """Endless shuffled batches of one image set.
+
+    Every batch has `batch_size` images: one that reaches the end of a permutation goes on with
+    the next one, so shapes never change and no image is left out. `len()` is the number of
+    batches in which each image has been seen: one epoch. Shuffling and augmentation draw from
+    one generator, whose state is part of `state_dict()`.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: bool,
+        seed: int,
+        device: torch.device,
+        channels_last: bool = True,
+        name: str = "the data set",
+    ) -> None:
+        if batch_size > len(data):
+            raise UserError(
+                f"train.batch_size: a batch of {batch_size} is larger than {name}, which has "
+                f"{len(data)} training images; choose at most train.batch_size={len(data)}"
+            )
+        self.images = data.images.to(device)
+        self.labels = data.labels.to(device)
+        self.batch_size = batch_size
+        self.normalize = Normalize(mean, std).to(device)
+        self.augment = augment
+        self.padding = data.images.shape[-1] // 8  # 4 pixels at 32x32, as everywhere on CIFAR
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.rng = torch.Generator(device).manual_seed(seed)
+        self._shuffle()
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """-> normalised float images [B, 3, H, W], labels [B]"""
+        index = self.permutation[self.position : self.position + self.batch_size]
+        self.position += len(index)
+        if missing := self.batch_size - len(index):
+            self._shuffle()
+            index = torch.cat([index, self.permutation[:missing]])
+            self.position = missing
+        images = self.images[index]
+        if self.augment:
+            images = random_crop_and_flip(images, self.padding, self.rng)
+        images = self.normalize(images.float().div_(255))
+        return images.contiguous(memory_format=self.memory_format), self.labels[index]
+
+    def _shuffle(self) -> None:
+        self.before_shuffle = self.rng.get_state()
+        count, device = len(self.images), self.images.device
+        self.permutation = torch.randperm(count, generator=self.rng, device=device)
+        self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The permutation is not stored: it is drawn again from the state before it."""
+        return {
+            "before_shuffle": self.before_shuffle,
+            "position": self.position,
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.set_state(state["before_shuffle"])
+        self._shuffle()
+        self.position = state["position"]
+        self.rng.set_state(state["rng"])
+
+
+class TestBatches:
+    """All images of a set once, in order, normalised: what `evaluate` iterates over."""
+
+    __test__ = False  # a name that pytest would collect
+
+    def __init__(
+        self,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        channels_last: bool = True,
+    ) -> None:
+        self.images = data.images.to(device)
+        self.labels = data.labels.to(device)
+        self.batch_size = batch_size
+        self.normalize = Normalize(mean, std).to(device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        pairs = zip(
+            self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
+        )
+        for images, labels in pairs:
+            pixels = self.normalize(images.float().div_(255))
+            yield pixels.contiguous(memory_format=self.memory_format), labels
+
+
+def random_crop_and_flip(images: Tensor, padding: int, rng: torch.Generator) -> Tensor:
+    """Each image by its own offset and coin: crop from zero padding, then horizontal flip.
+
+    images: [B, C, H, W] of any dtype -> the same shape. Like torchvision's RandomCrop(padding=p)
+    and RandomHorizontalFlip, but for a whole batch by two gathers, without a host round trip.
+    """
+    count, channels, height, width = images.shape
+    device = images.device
+    padded = nn.functional.pad(images, (padding,) * 4)
+    spread = 2 * padding + 1
+    top = torch.randint(spread, (count, 1), generator=rng, device=device)
+    left = torch.randint(spread, (count, 1), generator=rng, device=device)
+    flip = torch.rand(count, 1, generator=rng, device=device) < 0.5
+    rows = top + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device).expand(count, width)
+    columns = left + torch.where(flip, width - 1 - columns, columns)
+    rows = rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3])
+    columns = columns[:, None, None, :].expand(-1, channels, height, -1)
+    return padded.gather(2, rows).gather(3, columns)

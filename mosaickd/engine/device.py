@@ -1,0 +1,64 @@
+"""Where and in what precision a run computes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from mosaickd.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: {name!r} is unknown; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise UserError(f"device={name}: no CUDA device here; use device=auto or device=cpu")
+        if (device.index or 0) >= count:
+            raise UserError(f"device={name}: the devices here are cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def computes_bfloat16_fast(device: torch.device) -> bool:
+    """CUDA with bf16 units, or a CPU with AVX512-bf16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public query yet; a build without these falls back to float32.
+    queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, query, lambda: False)() for query in queries)
+
+
+def autocast_for(
+    device: torch.device, precision: str
+) -> tuple[str, Callable[[], AbstractContextManager[object]]]:
+    """-> the precision that `auto` comes to, and a context to run forward passes in."""
+    if precision == "auto":
+        precision = "bf16" if computes_bfloat16_fast(device) else "fp32"
+    if precision == "fp32":
+        return precision, nullcontext
+    return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model n")]
+        name = models[0] if models else name
+    except OSError:
+        pass  # not Linux
+    return f"{name}, {torch.get_num_threads()} threads"

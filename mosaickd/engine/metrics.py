@@ -1,0 +1,40 @@
+"""metrics.jsonl: one JSON object a line, each with the step it belongs to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mosaickd.engine.files import write_atomically
+
+
+class MetricsFile:
+    """Append-only while a run lasts; a resumed run first drops what lies after its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines: a kill may have cut the last one short."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def truncate(self, step: int) -> None:
+        """Keep the lines up to `step`."""
+        if not self.path.exists():
+            return
+        kept = [json.dumps(r) + "\n" for r in self.read() if r["step"] <= step]
+        write_atomically(self.path, lambda file: file.write("".join(kept).encode()))

@@ -1,0 +1,86 @@
+"""What a terminal shows while a run lasts: a bar; elsewhere a line an evaluation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from mosaickd.engine.evaluate import Accuracy
+
+log = logging.getLogger(__name__)
+
+#: All that a person sees goes through one console, so that lines and the bar don't collide.
+console = Console(highlight=False)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints log messages above the progress bar. `stream` is there for Hydra's defaults."""
+
+    def __init__(self, stream: object = None) -> None:
+        super().__init__()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record), markup=False, soft_wrap=True)
+
+
+class Progress:
+    """Losses, accuracy, speed and time left of one run."""
+
+    def __init__(self, title: str, steps: int) -> None:
+        self.steps = steps
+        self.title = title
+        self.accuracy = "accuracy -"
+        self.losses = ""
+        self.speed = 0.0
+        self.bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task(title, total=steps, status="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        self.since = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self, step: int) -> None:
+        self.bar.update(self.task, completed=step)
+
+    def show(self, losses: dict[str, float], seconds_per_step: float) -> None:
+        self.losses = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        self.speed = seconds_per_step
+        self._refresh()
+
+    def evaluated(self, step: int, accuracy: Accuracy, best: float) -> None:
+        self.accuracy = f"accuracy {accuracy.top1:.2f} %"
+        left = (self.steps - step) * self.speed
+        log.info(
+            "%s step %d/%d  accuracy %.2f %%  top-5 %.2f %%  best %.2f %%  %.3f s/step  "
+            "%.0f s left  %s",
+            self.title, step, self.steps, accuracy.top1, accuracy.top5, best, self.speed, left,
+            self.losses,
+        )  # fmt: skip
+        self._refresh()
+
+    def _refresh(self) -> None:
+        speed = f"{self.speed:.2f} s/step" if self.speed >= 1 else f"{1 / self.speed:.1f} steps/s"
+        self.bar.update(self.task, status=f"{self.accuracy}  {speed}  {self.losses}")

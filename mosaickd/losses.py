@@ -1,0 +1,64 @@
+"""The equations: pure functions of tensors.
+
+Equation numbers are those of Fang et al., "Mosaicking to Distill: Knowledge Distillation from
+Out-of-Domain Data", NeurIPS 2021. Logits may come in bfloat16 from autocast; every function
+computes in float32, because differences of log-probabilities lose their meaning in 8 bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy. logits: [B, C], labels: [B] class indices -> scalar."""
+    return F.cross_entropy(logits.float(), labels)
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of softened probabilities, times T² (Hinton et al., 2015).
+
+    student, teacher: logits [B, C] -> scalar, summed over classes and averaged over the batch.
+    """
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of each prediction in nats. logits: [B, C] -> [B]; finite where p = 0."""
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def label_alignment(teacher: Tensor) -> Tensor:
+    """Make images ones the teacher is sure about (Eq. 4): mean entropy in nats.
+
+    teacher: logits [B, C] -> scalar. The soft form, no argmax, as the authors' code has it.
+    """
+    return entropy(teacher).mean()
+
+
+def class_balance(teacher: Tensor) -> Tensor:
+    """Keep the generator from collapsing to few classes (appendix): Σ p̄ log2 p̄ in bits.
+
+    teacher: logits [B, C] -> scalar, the negative entropy of the mean prediction p̄. Base 2 here
+    and e in `label_alignment` is the authors' choice; the weights of the paper assume it.
+    """
+    mean = F.softmax(teacher.float(), dim=1).mean(dim=0)
+    return torch.special.xlogy(mean, mean).sum() / math.log(2)
+
+
+def patches_judged(logits: Tensor, authentic: bool) -> Tensor:
+    """Cross-entropy of the patch discriminator's verdicts (Eqs. 2 and 3).
+
+    logits: [B, 1, h, w] -> scalar. Summed over the h x w patches and divided by the batch alone,
+    as the authors' code does: with 8 x 8 patches it is 64 times a mean.
+    """
+    logits = logits.float()
+    target = torch.full_like(logits, float(authentic))
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)

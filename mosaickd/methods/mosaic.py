@@ -1,0 +1,125 @@
+"""MosaicKD: four players (Fang et al., NeurIPS 2021; Algorithm 1).
+
+The generator mosaics local patterns of OOD images into synthetic images; the patch discriminator
+keeps patches authentic, the teacher keeps the whole legitimate, and the student's errors say
+where to look next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mosaickd.bounds import Count, NonNegative, Positive
+from mosaickd.losses import class_balance, kl_divergence, label_alignment, patches_judged
+from mosaickd.methods.base import Batch, Loss, Method, SourceName, Stream, Turn, frozen
+
+
+class MosaicKD(Method):
+    """One discriminator turn, one generator turn, then `student_steps` student turns.
+
+    `adv`, `align`, `local` and `balance` weigh the generator's four losses (`local` also the
+    discriminator's); a term of weight 0 is not computed at all. Every trained network stays in
+    training mode throughout, so batch-norm statistics also move in other players' turns: the
+    student's in the generator's turn, the generator's in the student's. The paper's runs did so.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        normalize: Callable[[Tensor], Tensor],
+        latents: Callable[[int], Tensor],
+        batch_size: int,
+        adv: NonNegative = 1.0,
+        align: NonNegative = 1.0,
+        local: NonNegative = 1.0,
+        balance: NonNegative = 10.0,
+        temperature: Positive = 1.0,
+        student_steps: Count = 5,
+        ood_in_student_batch: bool = True,
+        ood_statistics: SourceName = "ood",
+    ) -> None:
+        if not (adv or align or local or balance):
+            raise ValueError(
+                "method.adv, align, local and balance are all 0: nothing guides the generator"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.generator = generator
+        self.discriminator = discriminator
+        self.normalize = normalize
+        self.latents = latents
+        self.batch_size = batch_size
+        self.adv, self.align, self.local, self.balance = adv, align, local, balance
+        self.temperature = temperature
+        self.student_steps = student_steps
+        self.players = {"generator": generator, "student": student}
+        self.streams = {}
+        if local:
+            self.players["discriminator"] = discriminator
+            # What the discriminator learns as real carries the in-domain statistics, as the fakes
+            # do, and no augmentation: padding of a random crop is not an authentic pattern.
+            self.streams["real"] = Stream("ood", augment=False, statistics="dataset")
+        if ood_in_student_batch:
+            # Appendix, section 2: OOD images join the student's batch. The reference normalises
+            # these with their own data set's statistics; `ood_statistics` is that choice.
+            self.streams["student"] = Stream(
+                "ood", augment=True, statistics=ood_statistics, draws=student_steps
+            )
+
+    def generate(self) -> Tensor:
+        """-> a fresh batch of fakes [B, 3, H, W], normalised as in-domain images."""
+        return self.normalize(self.generator(self.latents(self.batch_size)))
+
+    def turns(self, batch: Batch) -> Iterator[Turn]:
+        fakes = self.generate()
+
+        # ---- Patch discrimination (Eq. 2): fakes and reals in separate batch-norm batches.
+        if self.local:
+            (real,) = batch["real"]
+            on_fakes = patches_judged(self.discriminator(fakes.detach()), authentic=False)
+            on_reals = patches_judged(self.discriminator(real.pixels), authentic=True)
+            yield Turn(
+                "discriminator",
+                {"fake": Loss(on_fakes, self.local / 2), "real": Loss(on_reals, self.local / 2)},
+            )
+
+        # ---- Generation (Eqs. 3, 4, 7 and the appendix), on the same fakes.
+        with frozen(self.student, self.discriminator):
+            losses = self.generator_losses(fakes)
+        yield Turn("generator", losses)
+
+        # ---- Distillation (Eq. 8): fresh fakes, and OOD images beside them.
+        for step in range(self.student_steps):
+            with torch.no_grad():
+                images = self.generate()
+                if "student" in self.streams:
+                    images = torch.cat([images, batch["student"][step].pixels])
+                teacher = self.teacher(images)
+            student = self.student(images)
+            yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
+
+    def generator_losses(self, fakes: Tensor) -> dict[str, Loss]:
+        """What the other three players say of `fakes` [B, 3, H, W]."""
+        losses = {}
+        if self.local:
+            judged = patches_judged(self.discriminator(fakes), authentic=True)
+            losses["local"] = Loss(judged, self.local)
+        if self.align or self.balance or self.adv:
+            teacher = self.teacher(fakes)
+        if self.align:
+            losses["align"] = Loss(label_alignment(teacher), self.align)
+        if self.adv:
+            losses["adv"] = Loss(-kl_divergence(self.student(fakes), teacher), self.adv)
+        if self.balance:
+            losses["balance"] = Loss(class_balance(teacher), self.balance)
+        return losses
+
+    def synthesize(self, latents: Tensor) -> Tensor:
+        return self.generator(latents)

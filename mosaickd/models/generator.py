@@ -1,0 +1,59 @@
+"""The generator: latent vectors to images."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mosaickd.errors import UserError
+
+
+class Generator(nn.Module):
+    """DCGAN-like generator. latent [B, latent_dim] -> images [B, channels, H, W] in [0, 1].
+
+    H = W = `image_size`, a multiple of 4: a linear layer paints a quarter-size map of 4 * `width`
+    channels, two blocks of upsampling and convolution halve the channels and double the size.
+    The paper's has `latent_dim` 100 and `width` 64.
+    """
+
+    def __init__(
+        self, *, image_size: int, latent_dim: int = 100, width: int = 64, channels: int = 3
+    ) -> None:
+        super().__init__()
+        if image_size < 4 or image_size % 4:
+            raise UserError(
+                f"a generator's image_size must be a multiple of 4, got {image_size}; "
+                "choose another dataset.image_size"
+            )
+        self.latent_dim = latent_dim
+        self.start_size = image_size // 4
+        # Names and positions (also of the layers without weights) follow the published
+        # checkpoints: l1.0, conv_blocks.0, .2, .3, .6, .7, .9.
+        self.l1 = nn.Sequential(nn.Linear(latent_dim, 4 * width * self.start_size**2))
+        self.conv_blocks = nn.Sequential(
+            nn.BatchNorm2d(4 * width),
+            nn.Upsample(scale_factor=2.0),
+            nn.Conv2d(4 * width, 2 * width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Upsample(scale_factor=2.0),
+            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = self.l1(latent).view(latent.shape[0], -1, self.start_size, self.start_size)
+        # A linear layer's output knows no layout. If the convolutions want channels last, turn it
+        # here, while it is small (8 % of an eager CPU step), and not after upsampling. A compiler
+        # chooses layouts itself, and traces a backward pass through this that may not fit.
+        conv = cast(nn.Conv2d, self.conv_blocks[2])
+        if not torch.compiler.is_compiling() and conv.weight.is_contiguous(
+            memory_format=torch.channels_last
+        ):
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.conv_blocks(x)

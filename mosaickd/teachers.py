@@ -1,0 +1,88 @@
+"""Teachers: found, or trained once under a lock; measured before anything is distilled.
+
+A teacher lives in <teachers_dir>/<dataset>/<model>.safetensors, with its record in a JSON file
+beside it: {"accuracy", "recipe", "sha256", ...}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from torch import nn
+
+from mosaickd.engine.files import read_json, write_atomically, write_json
+from mosaickd.errors import UserError
+from mosaickd.models.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+#: Points by which a measurement may fall below a record: another device or precision rounds
+#: a few borderline images differently, wrong weights or wrong images cost far more.
+TOLERANCE = 0.5
+
+
+def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
+    """Make sure that a teacher is at `path`.
+
+    missing: "train" or "error". train: trains one and returns the finished run's folder. Many
+    runs may ask for the same teacher at once: one trains, the others wait for it.
+    """
+    if path.exists():
+        return
+    if missing == "error":
+        raise UserError(
+            f"no teacher at {path}: train it with method=scratch, name a file with "
+            "teacher.checkpoint=FILE, or let this run train it (teacher_missing=train)"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return
+        log.info("no teacher at %s: training it first, once", path)
+        install(train(), path)
+
+
+def install(run: Path, path: Path) -> None:
+    """Copy the student of a finished scratch run to `path`, its record beside it."""
+    weights = (run / "student.safetensors").read_bytes()
+    result = read_json(run / "result.json")
+    record = {
+        "accuracy": result["accuracy"]["last"],
+        "recipe": read_json(run / "config.json"),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "device": result["device"],
+        "versions": result["versions"],
+    }
+    write_json(path.with_suffix(".json"), record)  # first: weights without a record say less
+    write_atomically(path, lambda file: file.write(weights))
+
+
+def load(teacher: nn.Module, path: Path) -> dict[str, Any]:
+    """Fill a frozen teacher with weights; -> what is recorded of them."""
+    record = load_weights(teacher, path, role="teacher")
+    if (digest := record.get("sha256")) and path.suffix == ".safetensors":
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+        if actual != digest:
+            raise UserError(
+                f"{path} is not the file that {path.with_suffix('.json')} describes: delete "
+                "both to train this teacher anew, or the JSON if you replaced the weights"
+            )
+    return record
+
+
+def check_accuracy(measured: float, record: dict[str, Any], path: Path) -> None:
+    """A teacher that is worse than its record says is not the teacher that was meant."""
+    recorded = record.get("accuracy")
+    if recorded is not None and measured < recorded - TOLERANCE:
+        raise UserError(
+            f"the teacher {path} reaches {measured:.2f} % here, but its record says "
+            f"{recorded:.2f} %: other test images, other statistics or another class order than "
+            "those it was trained with"
+        )

@@ -1,0 +1,1 @@
+"""Tables and figures of the paper as Hydra multiruns. (A package, so that pkg://sweeps is ours.)"""
