@@ -106,7 +106,7 @@ def _known_keys() -> Iterator[str]:
         for name in node:
             yield f"{path}{name}"
             child = None if OmegaConf.is_missing(node, name) else node._get_node(name)
-            if OmegaConf.is_dict(child) and not child._is_none():
+            if isinstance(child, DictConfig) and not child._is_none():
                 yield from walk(child, f"{path}{name}.")
 
     yield from walk(cfg, "")

@@ -184,7 +184,7 @@ def check_node(node: Any, path: str, kind: str) -> None:
     for key in given - annotations:
         if key not in accepted and not accepts_any:
             raise UserError(unknown(f"{path}.{key}", accepted))
-        value = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)[key]  # type: ignore[index, call-overload]
+        value = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)[key]  # type: ignore[index]
         if value == "???":
             raise UserError(f"{path}.{key} has no value: give one, {path}.{key}=...")
         if isinstance(value, dict) and "_target_" in value:
@@ -237,16 +237,14 @@ _SEQUENCES = {typing.get_origin(typing.Sequence[int]), typing.get_origin(Iterabl
 
 def _target(node: Any, path: str) -> Callable[..., Any]:
     try:
-        return get_object(node._target_)  # type: ignore[no-any-return]
+        return get_object(node._target_)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path}._target_: {node._target_} can't be imported ({reason})"
-        ) from error
+        raise UserError(f"{path}._target_: {node._target_} can't be imported ({reason})") from error
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # annotations of foreign code that don't resolve: names still bind

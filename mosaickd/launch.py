@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.files import owned, read_json, write_json
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.engine.loop import Game, Loop, Progression
+from mosaickd.engine.loop import Game, Loop, Played, Progression
 from mosaickd.engine.player import Player
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
 from mosaickd.errors import UserError
-from mosaickd.methods.base import Latents, Method, SourceName
+from mosaickd.methods.base import Batch, Latents, Method, SourceName
 from mosaickd.models.weights import save_weights
 
 log = logging.getLogger(__name__)
@@ -145,10 +146,10 @@ class Fit:
         self.build_parts()
         loaders = self.build_loaders()
         epoch = len(next(iter(loaders.values())))
-        recipe = cfg.train.epochs * epoch if cfg.train.epochs else None
-        steps = cfg.train.steps or recipe
+        recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs else None
+        steps = int(cfg.train.steps or recipe)  # one of them is given, says validate()
         cut_short = recipe is not None and steps < recipe
-        game = Game(self.method, self.build_players(steps), self.autocast)
+        game = Game(self.method, build_players(cfg, self.method, steps), self.autocast)
 
         if self.teacher is not None:
             result["teacher_accuracy"] = self.prepare_teacher(steps if cut_short else None)
@@ -162,7 +163,7 @@ class Fit:
             run_name=self.title,
             group=self.group,
         )
-        iterate = game.iterate
+        iterate: Callable[[Batch], list[Played]] = game.iterate
         stateful = {"latents": self.latents} if self.latents else {}
         if cfg.train.cuda_graph:
             iterate = CapturedGame(game, [part.rng for part in stateful.values()])
@@ -243,7 +244,7 @@ class Fit:
             available["teacher"] = self.teacher
         if "generator" in parts:
             generator = self.build_network("generator", image_size=dataset.image_size)
-            self.latents = Latents(generator.latent_dim, self.device, self.seed("latents"))
+            self.latents = Latents(cfg.generator.latent_dim, self.device, self.seed("latents"))
             available |= {"generator": generator, "latents": self.latents}
         if "discriminator" in parts:
             available["discriminator"] = self.build_network("discriminator")
@@ -273,7 +274,7 @@ class Fit:
             torch.manual_seed(self.seed(role))
             network: nn.Module = build(self.cfg[role], **supplied)
         if self.cfg.train.channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = network.to(memory_format=torch.channels_last)
         network = network.to(self.device)
         if self.cfg.train.compile:
             network.compile(dynamic=False)
@@ -302,23 +303,6 @@ class Fit:
                 name=self.sources[stream.source].name,
             )
         return loaders
-
-    def build_players(self, steps: int) -> dict[str, Player]:
-        """The method's trained modules with the optimizers and schedules of the config."""
-        players = {}
-        for name, module in self.method.players.items():
-            if name not in (self.cfg.players or {}):
-                raise UserError(f"players.{name} is missing: method={self.cfg.method.name} has one")
-            node = self.cfg.players[name]
-            players[name] = Player(
-                module,
-                instantiate(node.optimizer, _convert_="all"),
-                instantiate(node.schedule, _convert_="all"),
-                steps=steps,
-                clip=self.cfg.train.clip,
-                capturable=self.cfg.train.cuda_graph,
-            )
-        return players
 
     def sample_grids(self) -> SampleGrids:
         """Fixed noise and fixed images, so that grids of different steps can be compared."""
@@ -410,6 +394,23 @@ def build(node: DictConfig, **supplied: Any) -> Any:
         if isinstance(error, UserError):
             raise
         raise UserError(str(error)) from error
+
+
+def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Player]:
+    """The method's trained modules with the optimizers and schedules of the config."""
+    players = {}
+    for name, module in method.players.items():
+        if name not in (cfg.players or {}):
+            raise UserError(f"players.{name} is missing: method={cfg.method.name} has one")
+        players[name] = Player(
+            module,
+            instantiate(cfg.players[name].optimizer, _convert_="all"),
+            instantiate(cfg.players[name].schedule, _convert_="all"),
+            steps=steps,
+            clip=cfg.train.clip,
+            capturable=cfg.train.cuda_graph,
+        )
+    return players
 
 
 def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None) -> DictConfig:

@@ -1,6 +1,6 @@
 """Results for people: a run's table, and a sweep's runs side by side. Reads files only.
 
-    python -m mosaickd.report outputs/quickstart
+python -m mosaickd.report outputs/quickstart
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ class ResidentLoader:
         self.padding = data.images.shape[-1] // 8  # 4 pixels at 32x32, as everywhere on CIFAR
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.rng = torch.Generator(device).manual_seed(seed)
+        self.position = 0
         self._shuffle()
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ from mosaickd.methods.base import Batch, Images, Method
 log = logging.getLogger(__name__)
 
 Autocast = Callable[[], AbstractContextManager[object]]
+AfterTurn = Callable[[str], None]
 
 
 class Loader(Protocol):
@@ -59,13 +60,13 @@ class Game:
         self.players = players
         self.autocast = autocast
 
-    def iterate(self, batch: Batch, after_turn: Callable[[str], None] | None = None) -> list[Played]:
+    def iterate(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
         """Play one iteration, then advance the schedules: once, however many turns there were."""
         played = self.play(batch, after_turn)
         self.advance_schedules()
         return played
 
-    def play(self, batch: Batch, after_turn: Callable[[str], None] | None = None) -> list[Played]:
+    def play(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
         """All turns of one iteration. Nothing here waits for the device.
 
         after_turn: called with each turn's player (benchmarks).

@@ -25,5 +25,5 @@ def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
 def multistep(
     optimizer: Optimizer, steps: int, *, milestones: Sequence[float], gamma: float = 0.1
 ) -> LRScheduler:
-    """Times `gamma` at each milestone, given as a fraction of the run (150 of 240 epochs: 0.625)."""
+    """Times `gamma` at each milestone, a fraction of the run (150 of 240 epochs: 0.625)."""
     return MultiStepLR(optimizer, [round(m * steps) for m in milestones], gamma=gamma)

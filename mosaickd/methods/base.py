@@ -91,6 +91,7 @@ class Method(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        assert not state, f"{type(self).__name__} remembers nothing, but was given {list(state)}"
 
 
 class Latents:
