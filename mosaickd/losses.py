@@ -3,6 +3,9 @@
 Equation numbers are those of Fang et al., "Mosaicking to Distill: Knowledge Distillation from
 Out-of-Domain Data", NeurIPS 2021. Logits may come in bfloat16 from autocast; every function
 computes in float32, because differences of log-probabilities lose their meaning in 8 bits.
+
+Where one formula can be rounded in several ways, it stands here as the reference rounds it: a few
+steps at rate 0.1 amplify the last bit of a loss until 0.2 % of the student's weights differ.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     student, teacher: logits [B, C] -> scalar, summed over classes and averaged over the batch.
     """
     log_q = F.log_softmax(student.float() / temperature, dim=1)
-    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    p = F.softmax(teacher.float() / temperature, dim=1)
+    return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of each prediction in nats. logits: [B, C] -> [B]; finite where p = 0."""
-    log_p = F.log_softmax(logits.float(), dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)
+    logits = logits.float()
+    return -(F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(dim=1)
 
 
 def label_alignment(teacher: Tensor) -> Tensor:

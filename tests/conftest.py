@@ -1,0 +1,194 @@
+"""The program as a user meets it: `python run.py ...` in a process of its own.
+
+`cli` calls it in an empty folder, without network, accounts or a home that anyone lives in; `tiny`
+makes runs that take a second or two; `teacher` is a trained one that all tests share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+PATIENCE = 120.0  # seconds that a tiny run never needs, however busy the machine is
+NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses at once: no network
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished process left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+@dataclass
+class Started:
+    """A process that runs; its output goes to files, so that it never waits for a reader."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+    began: float
+
+    def wait(self, timeout: float = PATIENCE) -> Outcome:
+        code = self.process.wait(timeout)
+        seconds = time.monotonic() - self.began
+        return Outcome(code, self.out.read_text(), self.err.read_text(), seconds)
+
+    def send(self, number: signal.Signals) -> Outcome:
+        self.process.send_signal(number)
+        return self.wait()
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that the process should bring about."""
+        while not happened():
+            if self.process.poll() is not None:
+                outcome = self.wait()
+                raise AssertionError(f"ended early with {outcome.code}:\n{outcome.text}")
+            if time.monotonic() - self.began > PATIENCE:
+                raise AssertionError(f"nothing happened:\n{self.out.read_text()}")
+            time.sleep(0.01)
+
+
+@dataclass
+class Cli:
+    """Calls `python run.py` in `folder`."""
+
+    folder: Path
+    logs: Path
+    started: list[Started] = field(default_factory=list)
+
+    def start(
+        self, *arguments: str, env: Mapping[str, str] | None = None, script: str = "run.py"
+    ) -> Started:
+        number = len(self.started)
+        out, err = self.logs / f"{number}.out", self.logs / f"{number}.err"
+        with out.open("wb") as to_out, err.open("wb") as to_err:
+            process = subprocess.Popen(
+                [sys.executable, str(REPO / script), *arguments],
+                cwd=self.folder,
+                env=self.environment() | dict(env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=to_out,
+                stderr=to_err,
+            )
+        self.started.append(Started(process, out, err, time.monotonic()))
+        return self.started[-1]
+
+    def __call__(
+        self, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Run to the end; the exit code must be `code`, and no user sees a traceback."""
+        outcome = self.start(*arguments, env=env).wait()
+        assert outcome.code == code, outcome.text
+        assert "Traceback" not in outcome.text
+        return outcome
+
+    def environment(self) -> dict[str, str]:
+        foreign = ("WANDB_", "HYDRA_", "PYTHONPATH", "CUDA_", "TERM", "COLUMNS")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        proxies = {f"{kind}_proxy": NOWHERE for kind in ("http", "https", "HTTP", "HTTPS")}
+        return kept | proxies | {
+            "no_proxy": "",
+            "HOME": str(self.logs),
+            "OMP_NUM_THREADS": "1",  # tiny networks gain nothing from more
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Overrides of runs that take a second or two."""
+
+    glyphs: Path  # where drawn glyphs are kept
+    teacher: Path | None = None
+
+    def source(self, role: str, images: int = 240) -> list[str]:
+        return [
+            f"{role}.root={self.glyphs}",
+            f"{role}.reader.train_images={images}",
+            f"{role}.reader.test_images=48",
+        ]
+
+    def scratch(self, *more: str) -> list[str]:
+        recipe = "dataset.recipe={epochs: 6, batch_size: 48, lr: 0.05, weight_decay: 5e-4}"
+        chosen = ["method=scratch", "dataset=letters", "student=wrn16_1", recipe, "tracker=none"]
+        return [*chosen, *self.source("dataset"), *more]
+
+    def distil(self, method: str, *more: str) -> list[str]:
+        """kd or mosaic on strokes, from the shared teacher."""
+        experiment = {"mosaic": "quickstart", "kd": "quickstart_kd"}[method]
+        chosen = [f"experiment={experiment}", "tracker=none", "train.batch_size=16"]
+        teacher = [f"teacher.checkpoint={self.teacher}"]
+        return [*chosen, *teacher, *self.source("dataset"), *self.source("ood"), *more]
+
+    def mosaic(self, *more: str) -> list[str]:
+        return self.distil("mosaic", *more)
+
+
+def new_cli(folder: Path) -> Cli:
+    work, logs = folder / "work", folder / "logs"
+    work.mkdir()
+    logs.mkdir()
+    return Cli(work, logs)
+
+
+def stop(cli: Cli) -> None:
+    """A test that fails halfway leaves nothing running."""
+    for started in cli.started:
+        if started.process.poll() is None:
+            started.process.kill()
+            started.process.wait()
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    command = new_cli(tmp_path)
+    yield command
+    stop(command)
+
+
+@pytest.fixture(scope="session")
+def shared_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    command = new_cli(tmp_path_factory.mktemp("shared"))
+    yield command
+    stop(command)
+
+
+@pytest.fixture(scope="session")
+def teacher(shared_cli: Cli) -> Path:
+    """A wrn16_2 that has seen 240 letters six times, with its record beside it."""
+    tiny = Tiny(shared_cli.folder / "glyphs")
+    shared_cli(*tiny.scratch("student=wrn16_2", "hydra.run.dir=teacher"))
+    return shared_cli.folder / "checkpoints" / "letters" / "wrn16_2.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny(shared_cli: Cli, teacher: Path) -> Tiny:
+    return Tiny(shared_cli.folder / "glyphs", teacher)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

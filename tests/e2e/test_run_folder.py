@@ -1,0 +1,89 @@
+"""A run's folder: skipped when finished, refused to others."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Cli, Tiny, read_json
+
+STEPS = ["train.steps=2", "hydra.run.dir=run"]
+PRODUCTS = ("result.json", "student.safetensors", "metrics.jsonl", "checkpoints/last.pt",
+            "samples/step0000002.png", "config.json")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(shared_cli: Cli, tiny: Tiny) -> Path:
+    shared_cli(*tiny.mosaic(*STEPS, "hydra.run.dir=finished"))
+    return shared_cli.folder / "finished"
+
+
+@pytest.fixture
+def run(cli: Cli, finished: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(finished, cli.folder / "run")
+
+
+def written(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_mtime_ns for name in PRODUCTS}
+
+
+def test_finished_is_skipped(cli: Cli, tiny: Tiny, run: Path) -> None:
+    before = written(run)
+    outcome = cli(*tiny.mosaic(*STEPS))
+    assert "finished" in outcome.out
+    assert "force=true" in outcome.out
+    assert "student wrn16_1" in outcome.out, "the table is shown again"
+    assert written(run) == before
+
+
+def test_how_a_run_is_watched_may_change(cli: Cli, tiny: Tiny, run: Path) -> None:
+    before = written(run)
+    cli(*tiny.mosaic(*STEPS, "train.eval_every=1", "train.log_every=1", "train.checkpoint_every=1"))
+    assert written(run) == before
+
+
+def test_force_runs_it_anew(cli: Cli, tiny: Tiny, run: Path) -> None:
+    before = written(run)
+    (run / "samples" / "step0000009.png").touch()
+    (run / "notes.txt").write_text("mine")
+    weights = (run / "student.safetensors").read_bytes()
+    cli(*tiny.mosaic(*STEPS, "force=true"))
+    after = written(run)
+    assert all(after[name] > before[name] for name in PRODUCTS)
+    assert not (run / "samples" / "step0000009.png").exists()
+    assert (run / "notes.txt").exists()
+    assert (run / "student.safetensors").read_bytes() == weights, "the same seed, the same run"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3  # two steps, an evaluation
+
+
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [("seed=5", "seed: 0 -> 5"), ("method.align=0.5", "method.align: 1.0 -> 0.5")],
+)
+def test_other_settings_in_the_same_folder_are_refused(
+    cli: Cli, tiny: Tiny, run: Path, override: str, setting: str
+) -> None:
+    before = written(run)
+    outcome = cli(*tiny.mosaic(*STEPS, override), code=1)
+    assert setting in outcome.err
+    assert "hydra.run.dir" in outcome.err
+    assert written(run) == before
+    hydra = (run / ".hydra" / "overrides.yaml").read_text()
+    assert override not in hydra, ".hydra still says what the run in this folder was"
+
+
+def test_a_second_process_is_refused_and_the_first_unharmed(cli: Cli, tiny: Tiny) -> None:
+    same = tiny.mosaic("train.steps=40", "train.checkpoint_every=2", "hydra.run.dir=run")
+    folder = cli.folder / "run"
+    first = cli.start(*same)
+    first.until((folder / "checkpoints" / "last.pt").exists)
+    outcome = cli(*same, code=1)
+    assert str(folder) in outcome.err
+    assert "in use by another process" in outcome.err
+    ended = first.wait()
+    assert ended.code == 0, ended.text
+    result = read_json(folder / "result.json")
+    assert (result["status"], result["steps"]) == ("finished", 40)
+    assert "in use" not in (folder / "run.log").read_text()
