@@ -25,7 +25,7 @@ from benchmarks.reference_style import reference_iteration
 from mosaickd import config
 from mosaickd.config import CONF, needs, register
 from mosaickd.data.loader import Normalize
-from mosaickd.engine.device import autocast_for, choose_device, describe
+from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.loop import Game
 from mosaickd.launch import build, build_players, versions
@@ -46,9 +46,9 @@ class Bench:
         self.precision, autocast = autocast_for(self.device, precision)
         self.method = self.build_method()
         if mode == "compiled":
-            for module in vars(self.method).values():
+            for name, module in vars(self.method).items():
                 if isinstance(module, torch.nn.Module) and not isinstance(module, Normalize):
-                    module.compile(dynamic=False)
+                    compile_network(module, self.device, frozen=name == "teacher")
         self.batch = self.build_batch()
         self.turns: dict[str, float] = {}
         self.last = 0.0

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from mosaickd import config, report, teachers
 from mosaickd.config import ANNOTATIONS, config_hash, identity, images_of, needs
 from mosaickd.data.loader import Normalize, ResidentLoader, TestBatches
 from mosaickd.data.source import ImageSet, Source
-from mosaickd.engine.device import autocast_for, choose_device, describe
+from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.files import owned, read_json, write_json
 from mosaickd.engine.graph import CapturedGame
@@ -136,6 +137,8 @@ class Fit:
         self.precision, self.autocast = autocast_for(self.device, cfg.train.precision)
         if cfg.train.cuda_graph and self.device.type != "cuda":
             raise UserError("train.cuda_graph=true needs a CUDA device; this run is on the CPU")
+        if cfg.train.deterministic:  # cuBLAS reads this when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(cfg.train.deterministic)
         torch.backends.cudnn.benchmark = not cfg.train.deterministic
         result["device"] = f"{describe(self.device)}, {self.precision}"
@@ -277,7 +280,7 @@ class Fit:
             network = network.to(memory_format=torch.channels_last)
         network = network.to(self.device)
         if self.cfg.train.compile:
-            network.compile(dynamic=False)
+            compile_network(network, self.device, frozen=role == "teacher")
         return network
 
     def build_loaders(self) -> dict[str, ResidentLoader]:

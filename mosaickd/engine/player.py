@@ -63,6 +63,9 @@ class Player:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # checkpoints are read to the CPU
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].to(self.parameters[0].device)
         self.schedule.load_state_dict(state["schedule"])
 
 

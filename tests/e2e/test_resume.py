@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 STEPS = 24
 CADENCE = [f"train.steps={STEPS}", "train.eval_every=8", "train.log_every=3",
            "train.checkpoint_every=2"]  # fmt: skip
-KILLS = 4
+KILLS = 3
 
 
 def command(tiny: Tiny, method: str) -> list[str]:
     if method == "scratch":
         return tiny.scratch(*CADENCE, "hydra.run.dir=run")
-    return tiny.distil(method, *CADENCE, "hydra.run.dir=run")
+    shorter = ["method.student_steps=2"] if method == "mosaic" else []
+    return tiny.distil(method, *CADENCE, *shorter, "hydra.run.dir=run")
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:
@@ -137,18 +138,3 @@ def test_stopped_while_it_trains_its_teacher(cli: Cli, tiny: Tiny, teacher: Path
     theirs = load_file(teacher)  # of the same recipe, never stopped
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert read_json(cli.folder / "run" / "result.json")["status"] == "finished"
-
-
-def test_a_damaged_checkpoint_is_named(cli: Cli, tiny: Tiny) -> None:
-    same = tiny.mosaic("train.steps=40", "train.checkpoint_every=1", "hydra.run.dir=run")
-    path = cli.folder / "run" / "checkpoints" / "last.pt"
-    run = cli.start(*same)
-    run.until(path.exists)
-    run.send(signal.SIGKILL)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    outcome = cli(*same, code=1)
-    assert str(path) in outcome.err
-    assert "force=true" in outcome.err
-    assert path.stat().st_size == len(whole) // 2, "the file is left for a person to look at"
-    assert read_json(cli.folder / "run" / "result.json")["status"] == "failed"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,16 +76,31 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert override not in hydra, ".hydra still says what the run in this folder was"
 
 
+def test_a_damaged_checkpoint_is_named(cli: Cli, tiny: Tiny, run: Path) -> None:
+    path = run / "checkpoints" / "last.pt"
+    (run / "result.json").unlink()  # as after a kill
+    size = path.stat().st_size // 2
+    os.truncate(path, size)
+    outcome = cli(*tiny.mosaic(*STEPS), code=1)
+    assert str(path) in outcome.err
+    assert "force=true" in outcome.err
+    assert path.stat().st_size == size, "the file is left for a person to look at"
+    result = read_json(run / "result.json")
+    assert result["status"] == "failed"
+    assert str(path) in result["error"]
+
+
 def test_a_second_process_is_refused_and_the_first_unharmed(cli: Cli, tiny: Tiny) -> None:
-    same = tiny.mosaic("train.steps=40", "train.checkpoint_every=2", "hydra.run.dir=run")
+    same = tiny.mosaic("train.steps=8", "train.checkpoint_every=2", "hydra.run.dir=run")
     folder = cli.folder / "run"
     first = cli.start(*same)
     first.until((folder / "checkpoints" / "last.pt").exists)
+    first.process.send_signal(signal.SIGSTOP)  # it must still be there when the second comes
     outcome = cli(*same, code=1)
+    first.process.send_signal(signal.SIGCONT)
     assert str(folder) in outcome.err
     assert "in use by another process" in outcome.err
     ended = first.wait()
     assert ended.code == 0, ended.text
     result = read_json(folder / "result.json")
-    assert (result["status"], result["steps"]) == ("finished", 40)
-    assert "in use" not in (folder / "run.log").read_text()
+    assert (result["status"], result["steps"]) == ("finished", 8)

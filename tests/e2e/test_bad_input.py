@@ -1,0 +1,153 @@
+"""A user's mistakes: an exit code, and one message that names the setting or the file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import Cli, Outcome, Tiny, read_json
+from PIL import Image
+
+TWO_STEPS = ["train.steps=2", "hydra.run.dir=run"]
+
+
+def pictures(folder: Path, count: int = 20, mode: str = "RGB", size: int = 16) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0)
+    for index in range(count):
+        pixels = noise.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / f"{mode}{size}-{index:03d}.png")
+
+
+def own_images(tiny: Tiny, kind: str, root: Path) -> list[str]:
+    """The quickstart's game on images of one's own."""
+    ood = [f"ood={kind}", f"ood.root={root}", "ood.name=mine", "ood.image_size=16"]
+    chosen = ["experiment=quickstart", "tracker=none", "train.batch_size=16", *TWO_STEPS]
+    return [*chosen, f"teacher.checkpoint={tiny.teacher}", *tiny.source("dataset"), *ood]
+
+
+def assert_says(outcome: Outcome, *words: str) -> None:
+    message = outcome.err[outcome.err.index("error: ") :]
+    for word in words:
+        assert word in message, message
+
+
+# ------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method.align=-1"], ["method.align", ">= 0", "-1"]),
+        (["+method.foo=1"], ["method.foo", "accepted here", "align"]),
+        (["train.batch_size=0"], ["train.batch_size", ">= 1"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["method.temperature=warm"], ["method.temperature", "number", "warm"]),
+        (["method.student_steps=0"], ["method.student_steps"]),
+        (["players.student.optimizer.lr=-0.1"], ["players.student.optimizer.lr"]),
+        (["+players.student.optimizer.momentun=0.9"], ["momentun", "momentum"]),
+        (["dataset.image_size=18", "ood.image_size=18"], ["image_size", "multiple of 4", "18"]),
+        (["pair=vgg11-resnet18", "teacher=wrn40_2"], ["pair=", "teacher="]),
+        (["method=scratch", "teacher=wrn40_2"], ["teacher", "method=scratch"]),
+        (["train.cuda_graph=true", "dataset=letters"], ["train.cuda_graph", "CUDA"]),
+        (["device=cuda", "dataset=letters"], ["device=cuda", "no CUDA device"]),
+        (["device=foo", "dataset=letters"], ["device", "foo", "cpu"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value[0], str) and "=" in value[0] else "",
+)
+def test_settings_that_cannot_be_meant(cli: Cli, overrides: list[str], said: list[str]) -> None:
+    outcome = cli(*overrides, "tracker=none", "hydra.run.dir=run", code=1)
+    assert_says(outcome, *said)
+    assert not (cli.folder / "data").exists(), "found before any data was looked for"
+    assert not (cli.folder / "run" / "checkpoints").exists()
+
+
+def test_batch_larger_than_the_data_set(cli: Cli, tiny: Tiny) -> None:
+    outcome = cli(*tiny.mosaic("train.batch_size=500", *TWO_STEPS), code=1)
+    assert_says(outcome, "train.batch_size", "500", "240", "strokes")
+
+
+def test_class_index_out_of_range(cli: Cli, tiny: Tiny) -> None:
+    outcome = cli(*tiny.mosaic("dataset.classes=[0,99]", *TWO_STEPS), code=1)
+    assert_says(outcome, "letters", "99", "0..23")
+
+
+def test_output_folder_that_cannot_be_written(cli: Cli, tiny: Tiny) -> None:
+    (cli.folder / "file").touch()
+    outcome = cli(*tiny.mosaic("train.steps=2", "hydra.run.dir=file/run"), code=1)
+    assert_says(outcome, "file/run", "hydra.run.dir")
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(cli: Cli, tiny: Tiny) -> None:
+    settings = ["players.student.optimizer.lr=1e30", "train.checkpoint_every=1", "train.steps=9"]
+    outcome = cli(*tiny.mosaic(*settings, "hydra.run.dir=run"), code=1)
+    result = read_json(cli.folder / "run" / "result.json")
+    assert result["status"] == "failed"
+    assert result["error"].split(": ", 1)[1] in outcome.err
+    assert_says(outcome, "loss", " at step ", "players.student.optimizer.lr")
+    path = cli.folder / "run" / "checkpoints" / "last.pt"
+    if path.exists():  # the very first iteration may already be the bad one
+        saved = torch.load(path, weights_only=True)
+        assert saved["progression"]["step"] <= result["steps"]
+    assert not (cli.folder / "run" / "student.safetensors").exists()
+
+
+# ----------------------------------------------------------------------------------------- data
+
+
+def test_missing_data_without_network(cli: Cli) -> None:
+    root = cli.folder / "nowhere"
+    outcome = cli("tracker=none", f"dataset.root={root}", "hydra.run.dir=run", code=1)
+    assert outcome.seconds < 60
+    assert_says(outcome, str(root), "Parquet", "cifar-100-python", "experiment=quickstart")
+    assert read_json(cli.folder / "run" / "result.json")["status"] == "failed"
+
+
+def test_a_folder_that_is_not_there(cli: Cli, tiny: Tiny) -> None:
+    root = cli.folder / "nowhere"
+    assert_says(cli(*own_images(tiny, "folder", root), code=1), str(root), "ood.root")
+
+
+def test_a_folder_without_images(cli: Cli, tiny: Tiny) -> None:
+    root = cli.folder / "empty"
+    root.mkdir()
+    assert_says(cli(*own_images(tiny, "folder", root), code=1), str(root), "no images")
+
+
+def test_a_damaged_picture_is_named(cli: Cli, tiny: Tiny) -> None:
+    root = cli.folder / "mine"
+    pictures(root)
+    damaged = root / "RGB16-007.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert_says(cli(*own_images(tiny, "folder", root), code=1), str(damaged))
+
+
+def test_pictures_of_every_kind_are_converted_and_it_is_said_once(cli: Cli, tiny: Tiny) -> None:
+    root = cli.folder / "mine"
+    for mode in ("RGB", "L", "RGBA"):
+        pictures(root, 8, mode)
+    pictures(root, 8, size=40)
+    out = cli(*own_images(tiny, "folder", root)).out
+    said = [line for line in out.splitlines() if "converted" in line]
+    assert len(said) == 1
+    for words in ("8 grey", "8 with transparency", "8 of another size"):
+        assert words in said[0]
+    assert read_json(cli.folder / "run" / "result.json")["ood"] == "mine"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5], ids=["garbage", "truncated"])
+def test_damaged_parquet_is_named(cli: Cli, tiny: Tiny, kept: float) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG")
+    images = [{"bytes": buffer.getvalue(), "path": None}] * 20
+    path = cli.folder / "mine" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"img": images, "label": [0] * 20}), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))] or b"not a Parquet file")
+    assert_says(cli(*own_images(tiny, "parquet", path.parent), code=1), str(path))

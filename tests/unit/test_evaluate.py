@@ -1,0 +1,95 @@
+"""Accuracy: top-1, top-5, in eval mode, without a trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mosaickd.engine.evaluate import evaluate
+
+
+class Fixed(nn.Module):
+    """Takes the logits from the images' pixels: [B, 1, 1, C] -> [B, C]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def batches(logits: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(logits[:, None, None].split(size), labels.split(size), strict=True))
+
+
+def naive(logits: Tensor, labels: Tensor, k: int) -> float:
+    """The share of images whose label is among the k largest logits, in percent."""
+    hits = 0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        hits += label in sorted(range(len(row)), key=lambda c: -row[c])[:k]
+    return 100 * hits / len(labels)
+
+
+@pytest.mark.parametrize("size", [7, 10, 50])
+def test_top1_and_top5_whatever_the_batch_size(size: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 12, generator=rng)
+    labels = torch.randint(12, (50,), generator=rng)
+    accuracy = evaluate(Fixed(), batches(logits, labels, size))
+    assert accuracy.top1 == pytest.approx(naive(logits, labels, 1))
+    assert accuracy.top5 == pytest.approx(naive(logits, labels, 5))
+    assert 0 < accuracy.top1 < accuracy.top5 < 100
+
+
+def test_with_five_classes_or_fewer_top5_is_100() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 1.0]])
+    accuracy = evaluate(Fixed(), batches(logits, torch.tensor([1, 2]), 2))
+    assert accuracy == (50.0, 100.0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_measured_in_eval_mode_and_left_as_it_was(training: bool) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Flatten())
+    model.train(training)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.get_rng_state()
+    # In eval mode this is the identity; statistics of the batch or dropout would change the ranks.
+    logits = torch.randn(40, 10, generator=torch.Generator().manual_seed(0)) * 5 + 30
+    labels = logits.argmax(dim=1)
+    assert evaluate(model, batches(logits, labels, 8)).top1 == 100
+    assert model.training is training
+    assert model[1].training is training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_no_graph_is_built() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    graphs = []
+    model.register_forward_hook(lambda m, i, output: graphs.append(output.requires_grad))
+    evaluate(model, batches(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64), 3))
+    assert graphs == [False, False]
+
+
+def test_a_check_after_each_batch_can_stop_it_and_the_mode_is_restored() -> None:
+    model = Fixed()
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    data = batches(torch.randn(9, 4), torch.zeros(9, dtype=torch.int64), 3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, check=check)
+    assert len(calls) == 2
+    assert model.training
+
+
+def test_it_runs_in_the_precision_it_is_given() -> None:
+    seen = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    model.register_forward_hook(lambda m, i, output: seen.append(output.dtype))
+    data = batches(torch.randn(3, 4), torch.zeros(3, dtype=torch.int64), 3)
+    evaluate(model, data, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    evaluate(model, data)
+    assert seen == [torch.bfloat16, torch.float32]
