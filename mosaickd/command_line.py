@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mosaickd import report
-from mosaickd.config import CONF, SWEEPS, nearest, options
+from mosaickd.config import CONF, SWEEPS, config_dirs, nearest, options
 from mosaickd.engine.interruption import Interrupted
 from mosaickd.errors import UserError
 
@@ -34,6 +34,8 @@ GROUPS = {
 def run_command(main: Callable[[], Any]) -> None:
     """Call `main` (a hydra.main function) and end the process as this module's title says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
+    if {"--cfg", "-c"} & set(sys.argv) and {"--multirun", "-m"} & set(sys.argv):
+        _fail("--cfg shows the config of one run: leave out -m", 2)
     try:
         main()
     except Interrupted as stop:
@@ -69,7 +71,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
         key, _, value = argument.lstrip("+~").partition("=")
         key = key.partition("@")[0]
         if key in GROUPS:
-            choices = options(GROUPS[key])
+            choices = choices_of(key)
             for choice in value.strip("[]'\"").split(","):
                 if choice not in ("null", "", *choices):
                     hint = nearest(choice, choices)
@@ -88,13 +90,20 @@ def explain(error: Exception, arguments: list[str]) -> str:
     return " ".join(f"{error}{cause}".split())
 
 
+def choices_of(group: str) -> list[str]:
+    """What a group offers, also from folders given with --config-dir."""
+    own = GROUPS[group]
+    extra = [option for folder in config_dirs(sys.argv) for option in options(folder / own.name)]
+    return sorted({*options(own), *extra})
+
+
 def _known_keys() -> Iterator[str]:
     """All settings of the config that the command line's valid group choices give, dotted."""
     overrides = []
     for argument in sys.argv[1:]:
         key, _, value = argument.partition("=")
         if key in GROUPS and key != "sweep" and value in options(GROUPS[key]):
-            overrides.append(argument)
+            overrides.append(argument)  # what lies in a --config-dir is not composed here
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):

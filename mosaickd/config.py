@@ -98,7 +98,7 @@ def register() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="schema", node=Root)
-    for folder in [CONF, *_config_dirs(sys.argv)]:
+    for folder in [CONF, *config_dirs(sys.argv)]:
         for group, aliases in {"model": ("teacher", "student"), "dataset": ("ood",)}.items():
             for name in options(folder / group):
                 for alias in aliases:
@@ -111,7 +111,7 @@ def options(folder: Path) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
 
 
-def _config_dirs(arguments: list[str]) -> Iterable[Path]:
+def config_dirs(arguments: list[str]) -> Iterable[Path]:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if before in ("--config-dir", "-cd"):
             yield Path(argument)
@@ -140,12 +140,10 @@ def validate(cfg: DictConfig) -> None:
         raise UserError("train.steps and train.epochs are both null: say how long to train")
 
     kinds = {"dataset": "dataset", "ood": "dataset", "teacher": "model", "student": "model"}
-    for name in ("dataset", "ood", "teacher", "student", "generator", "discriminator", "method"):
-        if cfg[name] is not None:
-            check_node(cfg[name], name, kinds.get(name, name))
-    for part in ("generator", "discriminator"):
-        if part in needs(cfg) and cfg[part] is None:
-            raise UserError(f"{part} is null, but method={cfg.method.name} needs one")
+    for name in ("method", "dataset", "ood", "teacher", "student"):
+        check_node(cfg[name], name, kinds.get(name, name))
+    for part in needs(cfg) & {"generator", "discriminator"}:
+        check_node(cfg[part], part, part)
     for player, node in (cfg.players or {}).items():
         for part in node:
             if part not in ("optimizer", "schedule"):
@@ -280,7 +278,7 @@ def unknown(path: str, accepted: Iterable[str]) -> str:
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """`, did you mean a or b?` or nothing."""
-    close = difflib.get_close_matches(word, list(names), n=2, cutoff=0.55)
+    close = difflib.get_close_matches(word, sorted(set(names)), n=2, cutoff=0.55)
     return f", did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -150,7 +150,8 @@ class Fit:
         loaders = self.build_loaders()
         epoch = len(next(iter(loaders.values())))
         recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs else None
-        steps = int(cfg.train.steps or recipe)  # one of them is given, says validate()
+        steps: int | None = cfg.train.steps or recipe
+        assert steps is not None  # validate() saw to it
         cut_short = recipe is not None and steps < recipe
         game = Game(self.method, build_players(cfg, self.method, steps), self.autocast)
 
@@ -195,7 +196,7 @@ class Fit:
         try:
             with loop.progress:
                 loop.fit()
-            metadata = {"model": cfg.student.name, "accuracy": str(loop.at.accuracy["last"])}
+            metadata = {"model": cfg.student.name, "accuracy": loop.at.accuracy["last"]}
             save_weights(self.student, self.folder / "student.safetensors", metadata)
             status = "finished"
         except Interrupted:
@@ -257,7 +258,9 @@ class Fit:
         """A student or teacher, checked to map this data set's images to its classes."""
         node = self.cfg[role]
         accepted = inspect.signature(get_object(node._target_)).parameters
-        supplied = {"num_classes": self.classes} if "num_classes" in accepted else {}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())  # torchvision, timm
+        named = "num_classes" in accepted or (takes_any and "num_classes" not in node)
+        supplied = {"num_classes": self.classes} if named else {}
         model = self.build_network(role, **supplied)
         size = self.sources["dataset"].image_size
         training = model.training
@@ -348,12 +351,21 @@ class Fit:
                 folder = home / f"{cfg.teacher.name}-training"
                 folder.mkdir(parents=True, exist_ok=True)
                 teacher_cfg = scratch_config(cfg, cfg.teacher, cut_short)
-                with owned(folder):
-                    run(teacher_cfg, folder, self.interruption, group="teachers")
+                try:
+                    with owned(folder):
+                        run(teacher_cfg, folder, self.interruption, group="teachers")
+                except UserError as error:
+                    raise UserError(
+                        f"while training the teacher {cfg.teacher.name} ({error}); its recipe is "
+                        "dataset.recipe.*, and teacher.checkpoint=FILE takes a trained one instead"
+                    ) from error
                 return folder
 
             teachers.obtain(path, missing=cfg.teacher_missing, train=train)
         record = teachers.load(self.teacher, path)
+        if cfg.teacher.checkpoint is None and "recipe" in record:
+            wanted = identity(scratch_config(cfg, cfg.teacher))
+            teachers.check_recipe(config.differences(record["recipe"], wanted), path)
         with torch.compiler.set_stance("force_eager"):
             accuracy = evaluate(self.teacher, self.test_batches, autocast=self.autocast).top1
         log.info("teacher %s: %.2f %% on %s", path, accuracy, cfg.dataset.name)
@@ -376,7 +388,7 @@ class Fit:
         return int.from_bytes(digest[:7], "big")
 
     def save_best(self, at: Progression) -> None:
-        metadata = {"step": str(at.step), "accuracy": str(at.accuracy["best"])}
+        metadata = {"step": at.step, "accuracy": at.accuracy["best"]}
         save_weights(self.student, self.folder / "checkpoints" / "best.safetensors", metadata)
 
 

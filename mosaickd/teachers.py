@@ -77,6 +77,25 @@ def load(teacher: nn.Module, path: Path) -> dict[str, Any]:
     return record
 
 
+def check_recipe(differences: list[str], path: Path) -> None:
+    """A teacher that was found must be the one that this run would have trained.
+
+    differences: between the recorded training run and that one, as `path: old -> new`. Where the
+    images lie, how the arithmetic is done and the seed may differ.
+    """
+    changes = [
+        change
+        for change in differences
+        if change.startswith(("dataset.", "student.", "players.")) and "root:" not in change
+    ]
+    if changes:
+        raise UserError(
+            f"the teacher {path} was trained with other settings ({'; '.join(changes[:5])}). "
+            "Remove it to train one with these, choose another folder with teachers_dir=FOLDER, "
+            f"or take it all the same with teacher.checkpoint={path}"
+        )
+
+
 def check_accuracy(measured: float, record: dict[str, Any], path: Path) -> None:
     """A teacher that is worse than its record says is not the teacher that was meant."""
     recorded = record.get("accuracy")

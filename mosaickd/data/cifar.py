@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -87,9 +88,12 @@ def fetch(root: Path, download: Callable[[], object], problem: str, advice: str)
     """Run a download into root, one process at a time; UserError with advice if it fails."""
     from filelock import FileLock
 
+    created = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".download.lock"):
             download()
     except (OSError, RuntimeError) as error:  # URLError is an OSError
+        if created:
+            shutil.rmtree(root, ignore_errors=True)
         raise UserError(f"{problem}, and downloading it failed ({error}). {advice}") from error

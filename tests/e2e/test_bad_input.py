@@ -40,25 +40,32 @@ def assert_says(outcome: Outcome, *words: str) -> None:
 # ------------------------------------------------------------------------------------- settings
 
 
+REFUSED = [
+    (["method.align=-1"], ["method.align", ">= 0", "-1"]),
+    (["players.student.optimizer.lr=-0.1"], ["players.student.optimizer", "-0.1"]),
+    (["generator.latent_dim=0"], ["generator.latent_dim"]),
+    (["pair=vgg11-resnet18", "teacher=wrn40_2"], ["pair=", "teacher="]),
+    (["device=cuda"], ["device=cuda", "no CUDA device"]),
+]
+ALSO_REFUSED = [
+    (["+method.foo=1"], ["method.foo", "accepted here", "align"]),
+    (["train.batch_size=0"], ["train.batch_size", ">= 1"]),
+    (["seed=-1"], ["seed", "-1"]),
+    (["method.temperature=warm"], ["method.temperature", "number", "warm"]),
+    (["method.student_steps=0"], ["method.student_steps"]),
+    (["method=scratch", "teacher=wrn40_2"], ["teacher", "method=scratch"]),
+    (["+players.student.optimizer.momentun=0.9"], ["momentun", "momentum"]),
+    (["dataset.image_size=18", "ood.image_size=18"], ["image_size", "multiple of 4", "18"]),
+    (["train.cuda_graph=true"], ["train.cuda_graph", "CUDA"]),
+    (["device=foo"], ["device", "foo", "cpu"]),
+    (["discriminator.width=0"], ["discriminator.width"]),
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
-    [
-        (["method.align=-1"], ["method.align", ">= 0", "-1"]),
-        (["+method.foo=1"], ["method.foo", "accepted here", "align"]),
-        (["train.batch_size=0"], ["train.batch_size", ">= 1"]),
-        (["seed=-1"], ["seed", "-1"]),
-        (["method.temperature=warm"], ["method.temperature", "number", "warm"]),
-        (["method.student_steps=0"], ["method.student_steps"]),
-        (["players.student.optimizer.lr=-0.1"], ["players.student.optimizer.lr"]),
-        (["+players.student.optimizer.momentun=0.9"], ["momentun", "momentum"]),
-        (["dataset.image_size=18", "ood.image_size=18"], ["image_size", "multiple of 4", "18"]),
-        (["pair=vgg11-resnet18", "teacher=wrn40_2"], ["pair=", "teacher="]),
-        (["method=scratch", "teacher=wrn40_2"], ["teacher", "method=scratch"]),
-        (["train.cuda_graph=true", "dataset=letters"], ["train.cuda_graph", "CUDA"]),
-        (["device=cuda", "dataset=letters"], ["device=cuda", "no CUDA device"]),
-        (["device=foo", "dataset=letters"], ["device", "foo", "cpu"]),
-    ],
-    ids=lambda value: value[0] if isinstance(value[0], str) and "=" in value[0] else "",
+    [*REFUSED, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALSO_REFUSED)],
+    ids=[case[0][0] for case in REFUSED + ALSO_REFUSED],
 )
 def test_settings_that_cannot_be_meant(cli: Cli, overrides: list[str], said: list[str]) -> None:
     outcome = cli(*overrides, "tracker=none", "hydra.run.dir=run", code=1)
@@ -72,6 +79,7 @@ def test_batch_larger_than_the_data_set(cli: Cli, tiny: Tiny) -> None:
     assert_says(outcome, "train.batch_size", "500", "240", "strokes")
 
 
+@pytest.mark.slow
 def test_class_index_out_of_range(cli: Cli, tiny: Tiny) -> None:
     outcome = cli(*tiny.mosaic("dataset.classes=[0,99]", *TWO_STEPS), code=1)
     assert_says(outcome, "letters", "99", "0..23")
@@ -108,6 +116,7 @@ def test_missing_data_without_network(cli: Cli) -> None:
     assert read_json(cli.folder / "run" / "result.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_there(cli: Cli, tiny: Tiny) -> None:
     root = cli.folder / "nowhere"
     assert_says(cli(*own_images(tiny, "folder", root), code=1), str(root), "ood.root")
@@ -140,7 +149,9 @@ def test_pictures_of_every_kind_are_converted_and_it_is_said_once(cli: Cli, tiny
     assert read_json(cli.folder / "run" / "result.json")["ood"] == "mine"
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5], ids=["garbage", "truncated"])
+@pytest.mark.parametrize(
+    "kept", [0.5, pytest.param(0.0, marks=pytest.mark.slow)], ids=["truncated", "garbage"]
+)
 def test_damaged_parquet_is_named(cli: Cli, tiny: Tiny, kept: float) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "PNG")

@@ -56,9 +56,7 @@ def test_a_missing_teacher_is_an_error_if_so_asked(cli: Cli, whole_kd: list[str]
     assert not (cli.folder / "checkpoints").exists()
 
 
-def test_a_teacher_below_its_record_is_refused(
-    cli: Cli, whole_kd: list[str], filed: Path
-) -> None:
+def test_a_teacher_below_its_record_is_refused(cli: Cli, whole_kd: list[str], filed: Path) -> None:
     path = filed.with_suffix(".json")
     path.write_text(json.dumps(read_json(path) | {"accuracy": 99.5}))
     outcome = cli(*whole_kd, code=1)
@@ -66,6 +64,7 @@ def test_a_teacher_below_its_record_is_refused(
     assert "99.50 %" in outcome.err
 
 
+@pytest.mark.slow
 def test_other_weights_than_the_record_describes_are_refused(
     cli: Cli, whole_kd: list[str], filed: Path
 ) -> None:
@@ -79,7 +78,7 @@ def test_other_weights_than_the_record_describes_are_refused(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["teacher=wrn40_2"], "architecture"),
+        pytest.param(["teacher=wrn40_2"], "architecture", marks=pytest.mark.slow),
         (["dataset.classes=[0,1,2]"], "24 classes"),
     ],
 )
@@ -91,6 +90,7 @@ def test_weights_of_another_network_are_refused(
     assert said in outcome.err
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_named(cli: Cli, tiny: Tiny, filed: Path) -> None:
     content = filed.read_bytes()
     filed.write_bytes(content[: len(content) // 2])

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,10 @@ from mosaickd.engine.metrics import MetricsFile
 from mosaickd.errors import UserError
 
 # ---------------------------------------------------------------------------------- atomic writes
+
+
+def writer(content: bytes) -> Callable[[IO[bytes]], object]:
+    return lambda file: file.write(content)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -44,7 +49,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 def test_a_write_replaces_the_file_and_makes_folders(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
     for content in (b"first, and longer", b"second"):
-        write_atomically(path, lambda file, content=content: file.write(content))
+        write_atomically(path, writer(content))
         assert path.read_bytes() == content
     assert os.listdir(path.parent) == ["file"]
 

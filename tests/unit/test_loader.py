@@ -1,4 +1,4 @@
-"""The resident loader: every image once an epoch, right pixels, and a state that goes on exactly."""
+"""The resident loader: each image once an epoch, right pixels, a state that goes on exactly."""
 
 from __future__ import annotations
 

@@ -1,0 +1,123 @@
+"""Who may import whom: read from the source, so that the house stays as it was drawn."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mosaickd
+
+PACKAGE = Path(mosaickd.__file__).parent
+MODULES = {
+    ".".join(("mosaickd", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+METHODS = {m for m in MODULES if m.startswith("mosaickd.methods.") and m != "mosaickd.methods.base"}
+
+#: Parts of the house, and the only other parts that each may know. What a module's own part has
+#: is allowed to it, except where a test below says otherwise.
+ALLOWED = {
+    "errors": set[str](),
+    "bounds": set[str](),
+    "losses": {"errors"},
+    "data": {"errors"},
+    "models": {"errors"},
+    "methods": {"losses", "bounds", "errors"},
+    "engine": {"methods.base", "bounds", "errors"},
+    "report": {"errors"},
+    "figures": {"errors", "report"},
+}
+#: All that `report` and `figures` need in order to read files and to show what they found.
+DRAWING = {"rich", "matplotlib", "numpy", "PIL", "yaml"}
+
+
+def imports(module: str) -> Iterator[str]:
+    """Dotted names that a module imports anywhere in its source, also inside of functions."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import; write it in full"
+            assert node.module
+            for alias in node.names:  # `from mosaickd import report` imports a module too
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+def part(module: str) -> str:
+    """mosaickd.data.loader -> data"""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_reader_of_imports_reads_them() -> None:
+    """The other tests pass on an empty list as well: make sure that it isn't one."""
+    assert len(MODULES) > 20
+    found = set(imports("mosaickd.launch"))
+    assert {"torch", "mosaickd.teachers", "mosaickd.engine.loop", "hydra"} <= found
+    assert "wandb" in set(imports("mosaickd.engine.trackers")), "inside of functions too"
+    assert {"mosaickd.methods.kd", "mosaickd.methods.mosaic"} <= METHODS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_part_knows_only_what_it_may(module: str) -> None:
+    own = part(module)
+    if own not in ALLOWED:
+        return  # launch, config, command_line, teachers: above the others
+    for name in imports(module):
+        if name.split(".")[0] != "mosaickd" or part(name) in ("", own):
+            continue
+        allowed = ALLOWED[own]
+        known = part(name) in allowed or name.removeprefix("mosaickd.") in allowed
+        assert known, f"{module} imports {name}; {own} may know {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
+    if module.split(".")[-1] in ("launch", "config", "command_line"):
+        return
+    known = {name.split(".")[0] for name in imports(module)}
+    assert not known & {"hydra", "omegaconf"}, module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_knows_the_launcher(module: str) -> None:
+    assert "mosaickd.launch" not in set(imports(module)), module
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_methods_never_import_each_other(method: str) -> None:
+    assert not set(imports(method)) & (METHODS - {method}), method
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ("report", "figures")])
+def test_reports_read_files_only(module: str) -> None:
+    import sys
+
+    outside = {name.split(".")[0] for name in imports(module)}
+    outside -= {"mosaickd", *sys.stdlib_module_names}
+    assert outside <= DRAWING, f"{module} imports {sorted(outside - DRAWING)}"
+
+
+@pytest.mark.parametrize("module", ["mosaickd.config", "mosaickd.command_line", "mosaickd.report"])
+def test_help_and_cfg_answer_without_torch(module: str) -> None:
+    """What these import, and what that imports, down to the last."""
+    seen: set[str] = set()
+    ahead = [module]
+    while ahead:
+        name = ahead.pop()
+        if name in seen or name not in MODULES:
+            assert name.split(".")[0] not in ("torch", "torchvision", "wandb"), f"{seen}"
+            continue
+        seen.add(name)
+        parents = [".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)]
+        ahead += [*imports(name), *parents]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_fits_on_a_few_screens(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= 500, module

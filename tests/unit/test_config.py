@@ -1,0 +1,301 @@
+"""Validation against constructors' signatures, and what makes two runs the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from mosaickd import config
+from mosaickd.bounds import Count, Fraction, NonNegative, Positive, Range
+from mosaickd.config import check_node, config_hash, differences, identity, validate, violation
+from mosaickd.errors import UserError
+
+HERE = __name__
+
+# --------------------------------------------------------------------------------------- one value
+
+LARGE = 3 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (1, int), (1, float), (1.5, float), (True, bool), ("a", str), (None, int | None),
+        (3, int | None), ([1, 2], list[int]), ([0.5, 1], list[float]), ([1], Sequence[int]),
+        ([], Iterable[int]), (None, list[int] | None), ("dataset", Literal["dataset", "ood"]),
+        (0, NonNegative), (0.1, Positive), (1, Count), (LARGE, Count), (1, Fraction),
+        ([[1], [2, 3]], list[list[int]]), ("anything", Any), (3, "not a type"), ([1], list),
+    ],
+)  # fmt: skip
+def test_values_that_fit_their_annotation(value: Any, hint: Any) -> None:
+    assert violation(value, hint) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "words"),
+    [
+        ("3", int, "a whole number"), (1.5, int, "a whole number"), (True, int, "a whole number"),
+        ("1", float, "a number"), (False, float, "a number"), (1, bool, "true or false"),
+        ("true", bool, "true or false"), (1, str, "a text"), (None, int, "a whole number"),
+        ("x", int | None, "a whole number"), (3, list[int], "a list"),
+        ([1, "a"], list[int], "a whole number"), ([1, 2.5], Sequence[int], "a whole number"),
+        ("odd", Literal["dataset", "ood"], "one of dataset, ood"),
+        (-1, NonNegative, ">= 0"), (0, Positive, "> 0"), (0, Count, ">= 1"),
+        (1.1, Fraction, "<= 1"), (1.5, Count, "a whole number"), ("a", Positive, "a number"),
+        ([1, [2]], list[list[int]], "a list"),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_fit_are_told_in_words(value: Any, hint: Any, words: str) -> None:
+    problem = violation(value, hint)
+    assert problem is not None
+    assert words in problem
+
+
+def test_ranges_include_their_ends_unless_above() -> None:
+    assert Range(low=1, high=2).violation(1) is None
+    assert Range(low=1, high=2).violation(2) is None
+    assert Range(low=1, above=True).violation(1) == "must be > 1"
+    assert Range(low=1).violation(0) == "must be >= 1"
+    assert Range(high=2).violation(2.5) == "must be <= 2"
+
+
+# ------------------------------------------------------------------------------------- one section
+
+
+class Widget:
+    """Something that a config can build."""
+
+    def __init__(
+        self,
+        *,
+        width: Count,
+        height: Positive = 1.0,
+        colour: str = "red",
+        sizes: list[int] | None = None,
+    ) -> None: ...
+
+
+class Anything:
+    def __init__(self, **settings: Any) -> None: ...
+
+
+def widget(**settings: Any) -> DictConfig:
+    return OmegaConf.create({"_target_": f"{HERE}.Widget", "width": 3} | settings)
+
+
+def complaint(node: Any, path: str = "part", kind: str = "dataset") -> str:
+    with pytest.raises(UserError) as caught:
+        check_node(node, path, kind)
+    return str(caught.value)
+
+
+def test_a_section_that_can_be_built_passes() -> None:
+    check_node(widget(height=2, colour="blue", sizes=[1, 2]), "part", "dataset")
+    anything = OmegaConf.create({"_target_": f"{HERE}.Anything", "whatever": 3})
+    check_node(anything, "part", "dataset")
+
+
+def test_names_that_annotate_are_not_arguments() -> None:
+    check_node(widget(name="mine", checkpoint=None, features=["a"]), "part", "model")
+
+
+def test_a_misspelt_key_is_told_with_its_place_the_nearest_and_all_that_is_accepted() -> None:
+    message = complaint(widget(heigth=2), "teacher")
+    assert "teacher.heigth" in message
+    assert "did you mean height?" in message
+    assert "accepted here: colour, height, sizes, width" in message
+
+
+def test_a_key_like_no_other_is_told_without_a_guess() -> None:
+    message = complaint(widget(zzz=1))
+    assert "part.zzz is unknown" in message
+    assert "did you mean" not in message
+
+
+def test_a_value_out_of_range_is_told_with_key_and_value() -> None:
+    assert complaint(widget(width=0)) == "part.width must be >= 1, got 0"
+    assert complaint(widget(height=-2.0)) == "part.height must be > 0, got -2.0"
+    assert "part.colour must be a text, got 3" in complaint(widget(colour=3))
+    assert "part.sizes must be a whole number, got [1, 'a']" in complaint(widget(sizes=[1, "a"]))
+
+
+def test_what_is_missing_is_told() -> None:
+    assert "part.width" in complaint(OmegaConf.create({"_target_": f"{HERE}.Widget"}))
+    message = complaint(widget(colour="???"))
+    assert "part.colour has no value" in message
+    assert "part.colour=" in message
+
+
+def test_interpolations_are_checked_by_their_value() -> None:
+    root = OmegaConf.create({"size": 0, "part": {"_target_": f"{HERE}.Widget", "width": "${size}"}})
+    assert complaint(root.part) == "part.width must be >= 1, got 0"
+
+
+def test_a_section_without_a_target_or_with_a_wrong_one() -> None:
+    assert "_target_" in complaint(OmegaConf.create({"width": 3}))
+    assert "part" in complaint("a text")
+    message = complaint(OmegaConf.create({"_target_": f"{HERE}.Gadget"}))
+    assert "part._target_" in message
+    assert "Gadget" in message
+
+
+class Holder:
+    def __init__(self, *, widget: Any) -> None: ...
+
+
+def test_nested_sections_are_checked_too() -> None:
+    """Whatever their key is called: users' models and methods have parts of their own."""
+    node = {"_target_": f"{HERE}.Holder", "widget": {"_target_": f"{HERE}.Widget", "width": 3}}
+    check_node(OmegaConf.create(node), "part", "model")
+    node["widget"] |= {"heigth": 1}  # type: ignore[operator]
+    assert "part.widget.heigth" in complaint(OmegaConf.create(node), kind="model")
+
+
+# ------------------------------------------------------------------------------------ whole config
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="module")
+def hydra_compose() -> Iterator[Compose]:
+    config.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=-1", "seed must be"),
+        ("train.batch_size=0", "train.batch_size must be >= 1, got 0"),
+        ("train.steps=0", "train.steps must be >= 1"),
+        ("train.clip=0", "train.clip must be > 0"),
+        ("train.epochs=null", "train.steps and train.epochs"),
+        ("method.adv=-1", "method.adv must be >= 0, got -1"),
+        ("method.student_steps=2.5", "method.student_steps must be a whole number"),
+        ("method.ood_statistics=odd", "method.ood_statistics must be one of dataset, ood"),
+        ("+method.advv=1", "did you mean adv?"),
+        ("dataset.classes=5", "dataset.classes must be a list"),
+        ("+ood.reader.downlaod=true", "did you mean download?"),
+        ("generator.latent_dim=a", "generator.latent_dim must be a whole number"),
+        ("+players.student.optimizer.momentun=1", "did you mean momentum"),
+        ("+players.student.scheduel=1", "did you mean schedule?"),
+        ("~generator", "generator is null, but method=mosaic needs one"),
+        ("tracker.project=3", "tracker.project must be a text"),
+        ("players.student.optimizer.lr=abc", "players.student.optimizer.lr"),
+        ("players.student=3", "players.student"),
+    ],
+)
+def test_settings_that_cannot_be_meant(hydra_compose: Compose, override: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(hydra_compose(override))
+    assert words in str(caught.value)
+
+
+def test_sources_that_lack_a_root_say_how_to_give_one(hydra_compose: Compose) -> None:
+    with pytest.raises(UserError, match=r"ood\.root has no value.*ood\.root="):
+        validate(hydra_compose("ood=folder"))
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("scratch", {"student"}),
+        ("kd", {"student", "teacher"}),
+        (
+            "mosaic",
+            {"student", "teacher", "generator", "discriminator", "normalize", "latents",
+             "batch_size"},
+        ),
+    ],
+)  # fmt: skip
+def test_a_methods_signature_says_what_it_needs(
+    hydra_compose: Compose, method: str, parts: set[str]
+) -> None:
+    cfg = hydra_compose(f"method={method}")
+    assert config.needs(cfg) == parts
+    assert config.images_of(cfg) == ("dataset" if method == "scratch" else "ood")
+
+
+# ---------------------------------------------------------------------------------------- identity
+
+WATCHED = [
+    "train.eval_every=7", "train.checkpoint_every=7", "train.log_every=7",
+    "train.eval_batch_size=7", "tracker=none", "force=true", "device=cpu",
+    "teacher_missing=error",
+]  # fmt: skip
+COMPUTED = [
+    "seed=1", "train.steps=7", "train.epochs=7", "train.batch_size=7", "train.precision=fp32",
+    "method.adv=0.5", "student=wrn40_1", "teacher=wrn40_1", "teacher.checkpoint=x.pth",
+    "ood.limit=7", "dataset.classes=[1,2]", "generator.width=8", "discriminator.width=8",
+    "players.student.optimizer.lr=0.2", "method=kd", "ood=cifar100",
+]  # fmt: skip
+
+
+def test_how_a_run_is_watched_does_not_make_it_another(hydra_compose: Compose) -> None:
+    headline = identity(hydra_compose())
+    for override in WATCHED:
+        assert identity(hydra_compose(override)) == headline, override
+
+
+def test_what_a_run_computes_makes_it_another(hydra_compose: Compose) -> None:
+    hashes = {o: config_hash(identity(hydra_compose(o))) for o in ["seed=0", *COMPUTED]}
+    assert hashes["seed=0"] == config_hash(identity(hydra_compose())), "0 is the default"
+    assert len(set(hashes.values())) == len(hashes), hashes
+
+
+def test_what_the_method_does_not_use_is_no_part_of_it(hydra_compose: Compose) -> None:
+    scratch = identity(hydra_compose("method=scratch"))
+    assert identity(hydra_compose("method=scratch", "teacher=wrn16_1", "ood=svhn")) == scratch
+
+
+def test_hashes_are_short_and_do_not_depend_on_the_order_of_keys() -> None:
+    chosen = {"seed": 0, "train": {"steps": 3, "batch_size": None}}
+    backwards = {"train": {"batch_size": None, "steps": 3}, "seed": 0}
+    assert config_hash(chosen) == config_hash(backwards)
+    # A hash in an old result.json must still mean the same settings.
+    assert config_hash(chosen) == "840ca20f42ff"
+
+
+def test_differences_name_each_setting_with_old_and_new() -> None:
+    old = {"seed": 0, "train": {"steps": 3, "clip": None}, "method": {"adv": 1.0}}
+    assert differences(old, deepcopy(old)) == []
+    new = {"seed": 1, "train": {"steps": 3, "clip": 0.5}, "method": {"adv": 1.0, "local": 2}}
+    assert differences(old, new) == [
+        "method.local: None -> 2", "seed: 0 -> 1", "train.clip: None -> 0.5",
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- aliases
+
+
+def test_models_and_data_sets_of_a_config_dir_become_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's own files: `python run.py --config-dir mine teacher=tiny ood=pets`."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "model" / "tiny.yaml").write_text(
+        "_target_: mosaickd.models.wresnet.WideResNet\n"
+        "name: tiny\ncheckpoint: null\ndepth: 10\nwiden_factor: 1\n"
+    )
+    (tmp_path / "dataset" / "pets.yaml").write_text(
+        "defaults: [folder, _self_]\nname: pets\nroot: here\n"
+    )
+    monkeypatch.setattr("sys.argv", ["run.py", "--config-dir", str(tmp_path)])
+    config.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        overrides = [f"hydra.searchpath=[pkg://sweeps,file://{tmp_path}]"]
+        cfg = compose("config", overrides=[*overrides, "teacher=tiny", "student=tiny", "ood=pets"])
+    assert cfg.teacher.name == cfg.student.name == "tiny"
+    assert cfg.ood.name == "pets"
+    validate(cfg)

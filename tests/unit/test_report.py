@@ -1,0 +1,142 @@
+"""Tables from result files alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mosaickd import report
+
+Made = dict[str, Any]
+
+
+def write(folder: Path, **changes: Any) -> Made:
+    """A run's result.json, as the launcher writes it. last=, best=: its accuracy."""
+    last, best = changes.pop("last", 70.0), changes.pop("best", 71.25)
+    result = {
+        "status": "finished", "method": "mosaic", "dataset": "cifar100", "ood": "cifar10",
+        "teacher": "wrn40_2", "student": "wrn16_1", "seed": 0,
+        "accuracy": {"last": last, "best": best, "best_step": 40, "top5_last": 91.0},
+        "teacher_accuracy": 75.83, "steps": 50, "seconds": 12.3, "seconds_per_step": 0.2,
+        "device": "a CPU, fp32", "versions": {}, "config_hash": "0" * 12, "error": None,
+    } | changes  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    return result
+
+
+def rows(root: Path) -> list[list[str]]:
+    """The cells of the sweep's table."""
+    table = report.sweep_table(root)
+    columns = [list(column.cells) for column in table.columns]
+    return [[str(cell) for cell in row] for row in zip(*columns, strict=True)]
+
+
+def test_seeds_stand_side_by_side_with_their_mean(tmp_path: Path) -> None:
+    for seed, last in ((0, 60.0), (1, 61.0), (2, 65.0)):
+        write(tmp_path / f"seed{seed}", seed=seed, last=last)
+    table = report.sweep_table(tmp_path)
+    headers = [str(column.header) for column in table.columns][-4:]
+    assert headers == ["seed 0", "seed 1", "seed 2", "mean"]
+    teacher, student = rows(tmp_path)
+    assert teacher[0] == "teacher wrn40_2"
+    assert teacher[-4:] == ["75.83 %"] * 4
+    assert student[0] == "student wrn16_1"
+    assert student[-4:] == ["60.00 %", "61.00 %", "65.00 %", "62.00 %"]
+
+
+def test_the_last_evaluation_is_compared_not_the_best(tmp_path: Path) -> None:
+    write(tmp_path / "run", last=60.0, best=80.0)
+    assert "80.00 %" not in str(rows(tmp_path))
+
+
+def test_methods_and_images_are_rows_of_their_own_teachers_first(tmp_path: Path) -> None:
+    write(tmp_path / "kd", method="kd", last=40.0)
+    write(tmp_path / "original", method="kd", ood="cifar100", last=73.0)
+    write(tmp_path / "mosaic", last=61.0)
+    write(tmp_path / "scratch", method="scratch", ood=None, teacher=None, last=65.0,
+          teacher_accuracy=None)  # fmt: skip
+    table = rows(tmp_path)
+    assert table[0][0].startswith("teacher")
+    assert [row[-1] for row in table[1:]] == ["73.00 %", "65.00 %", "61.00 %", "40.00 %"]
+
+
+def test_students_of_two_teachers_are_two_rows(tmp_path: Path) -> None:
+    """The table's columns resnet34 to resnet18 and vgg11 to resnet18."""
+    write(tmp_path / "a", student="resnet18", teacher="resnet34", last=77.0)
+    write(tmp_path / "b", student="resnet18", teacher="vgg11", last=68.0)
+    text = str(rows(tmp_path))
+    assert "77.00 %" in text
+    assert "68.00 %" in text
+
+
+def test_a_run_that_failed_early_does_not_hide_its_teacher(tmp_path: Path) -> None:
+    write(tmp_path / "a", last=61.0)
+    write(tmp_path / "b", method="kd", status="failed", last=None, best=None,
+          teacher_accuracy=None)  # fmt: skip
+    assert rows(tmp_path)[0][-1] == "75.83 %"
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_unfinished_runs_have_no_number(tmp_path: Path, status: str) -> None:
+    write(tmp_path / "seed0", seed=0, last=60.0)
+    write(tmp_path / "seed1", seed=1, last=20.0, status=status)
+    assert rows(tmp_path)[1][-3:] == ["60.00 %", "-", "60.00 %"]
+
+
+def test_teachers_own_runs_and_broken_files_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "seed0")
+    write(tmp_path / "seed0" / "teacher" / "wrn40_2-training", method="scratch")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "result.json").write_text('{"status": "fini')
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text("[1, 2]")
+    assert list(report.find_results(tmp_path)) == [tmp_path / "seed0"]
+
+
+def test_a_runs_table_says_last_best_and_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run", last=60.5, best=62.25, seed=3)
+    (tmp_path / "run" / "student.safetensors").touch()
+    report.show_run(tmp_path / "run")
+    shown = capsys.readouterr().out
+    for words in ("60.50 %", "62.25 %", "at step 40", "75.83 %", "seed 3", "finished",
+                  str(tmp_path / "run" / "student.safetensors")):  # fmt: skip
+        assert words in shown, shown
+
+
+def test_a_folder_without_a_result_shows_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.show_run(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_method_without_words_of_its_own_goes_by_its_name(tmp_path: Path) -> None:
+    assert report.describe(write(tmp_path / "run", method="fitnet")) == "fitnet on cifar10"
+
+
+def test_tables_are_not_folded_where_a_script_reads() -> None:
+    console = report.console()
+    assert isinstance(console, Console)
+    assert console.width >= 100
+
+
+def test_the_command(tmp_path: Path) -> None:
+    write(tmp_path / "run", last=60.5)
+    command = [sys.executable, "-m", "mosaickd.report"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "60.50 %" in done.stdout
+    nothing = subprocess.run(
+        [*command, str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert nothing.returncode == 1
+    assert "no result.json below" in nothing.stderr
+    assert "Traceback" not in nothing.stderr
