@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,7 +37,10 @@ def run_command(main: Callable[[], Any]) -> None:
     if {"--cfg", "-c"} & set(sys.argv) and {"--multirun", "-m"} & set(sys.argv):
         _fail("--cfg shows the config of one run: leave out -m", 2)
     try:
-        main()
+        try:
+            main()
+        finally:
+            SweepSummary.show()
     except Interrupted as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
@@ -56,15 +59,26 @@ def run_command(main: Callable[[], Any]) -> None:
 
 
 class SweepSummary(Callback):
-    """Prints a sweep's runs side by side when the last one has ended."""
+    """Remembers which sweep runs, so that its table can be printed however it ends.
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        report.console().print(report.sweep_table(folder))
+    (Hydra's `on_multirun_end` is not called when a cell has failed.)
+    """
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepSummary.folder = Path(config.hydra.sweep.dir)
+
+    @classmethod
+    def show(cls) -> None:
+        if cls.folder and report.find_results(cls.folder):
+            report.console().print(report.sweep_table(cls.folder))
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
     """Say which override doesn't compose and what it may have meant, in place of Hydra's words."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not an override that Hydra can read ({error.message})"
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             continue

@@ -48,14 +48,20 @@ PRODUCTS = ("checkpoints", "samples", "teacher", "wandb", "metrics.jsonl", "stud
 
 def launch(cfg: DictConfig) -> dict[str, Any]:
     """The task of a Hydra job: validate, run, show. Returns what result.json says."""
-    config.validate(cfg)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     group = hydra.runtime.choices.get("sweep") if hydra.mode == RunMode.MULTIRUN else None
     interruption = Interruption()
-    with interruption.handling(), owned(folder):
-        result = run(cfg, folder, interruption, group)
-        offer_as_teacher(cfg, folder, result)
+    try:
+        config.validate(cfg)
+        with interruption.handling(), owned(folder):
+            result = run(cfg, folder, interruption, group)
+            offer_as_teacher(cfg, folder, result)
+    except UserError as error:
+        # A sweep goes on with its next cell, so each cell's mistake is told where it happens;
+        # a single run's is the last thing that the command prints.
+        log.error("%s: %s", folder, error, extra={"console": hydra.mode == RunMode.MULTIRUN})
+        raise
     report.show_run(folder)
     return result
 
@@ -80,6 +86,7 @@ def run(
             log.info("%s is finished: nothing to do (force=true runs it anew)", folder)
             return before
     write_json(folder / "config.json", chosen)
+    keep_config(cfg, folder / ".hydra")
 
     parts = needs(cfg)
     result: dict[str, Any] = {
@@ -417,14 +424,17 @@ def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Play
     for name, module in method.players.items():
         if name not in (cfg.players or {}):
             raise UserError(f"players.{name} is missing: method={cfg.method.name} has one")
-        players[name] = Player(
-            module,
-            instantiate(cfg.players[name].optimizer, _convert_="all"),
-            instantiate(cfg.players[name].schedule, _convert_="all"),
-            steps=steps,
-            clip=cfg.train.clip,
-            capturable=cfg.train.cuda_graph,
-        )
+        try:
+            players[name] = Player(
+                module,
+                instantiate(cfg.players[name].optimizer, _convert_="all"),
+                instantiate(cfg.players[name].schedule, _convert_="all"),
+                steps=steps,
+                clip=cfg.train.clip,
+                capturable=cfg.train.cuda_graph,
+            )
+        except (ValueError, TypeError) as error:  # torch's own checks of its settings
+            raise UserError(f"players.{name}: {error}") from error
     return players
 
 
@@ -455,6 +465,15 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
     if all(mine[key] == recipe[key] for key in mine if key != "seed") and not path.exists():
         teachers.obtain(path, missing="train", train=lambda: folder)
         log.info("this is now the teacher %s", path)
+
+
+def keep_config(cfg: DictConfig, folder: Path) -> None:
+    """What Hydra would have written, but only once the run is accepted in its folder."""
+    folder.mkdir(exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    if HydraConfig.initialized():
+        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
+        OmegaConf.save({"hydra": HydraConfig.get()}, folder / "hydra.yaml")
 
 
 def clear(folder: Path) -> None:

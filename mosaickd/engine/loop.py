@@ -283,6 +283,7 @@ class Loop:
     def checkpoint(self) -> None:
         """Everything that a resumed run needs to go on as if it had never stopped."""
         self.flush()  # a non-finite loss must stop the run before it reaches a checkpoint
+        self.check_weights()
         now = time.perf_counter()
         self.at.seconds += now - self._started
         self._started = now
@@ -295,6 +296,17 @@ class Loop:
             "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         }
         save_checkpoint(self.checkpoint_path, state)
+
+    def check_weights(self) -> None:
+        """The last step may have ruined weights that no loss has seen yet."""
+        for name, player in self.game.players.items():
+            finite = torch.stack([p.isfinite().all() for p in player.parameters])
+            if not finite.all():
+                raise NonFiniteLoss(
+                    f"the {name}'s weights are not finite after step {self.at.step}; stopped. The "
+                    f"last good checkpoint is kept. Try a smaller learning rate "
+                    f"(players.{name}.optimizer.lr), train.clip=1 or train.precision=fp32"
+                )
 
     def resume(self) -> None:
         """Go on from the folder's last checkpoint, if it has one."""

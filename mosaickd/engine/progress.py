@@ -19,13 +19,17 @@ console = Console(highlight=False)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log messages above the progress bar. `stream` is there for Hydra's defaults."""
+    """Prints log messages above the progress bar, except those logged with `console` False.
+
+    `stream` is there for Hydra's defaults.
+    """
 
     def __init__(self, stream: object = None) -> None:
         super().__init__()
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False, soft_wrap=True)
+        if getattr(record, "console", True):
+            console.print(self.format(record), markup=False, soft_wrap=True)
 
 
 class Progress:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mosaickd.engine.files import read_json, write_json
+from mosaickd.errors import UserError
 
 
 class Tracker(Protocol):
@@ -54,7 +55,13 @@ class WandbTracker:
         entity: str | None = None,
         tags: list[str] | None = None,
     ) -> None:
-        import wandb
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                f"tracker=wandb: wandb can't be imported ({error}); pip install wandb, or choose "
+                "tracker=none"
+            ) from error
 
         self.wandb = wandb
         id_file = folder / "wandb.json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mosaickd.bounds import Count
+
 
 class PatchDiscriminator(nn.Module):
     """One logit for each 10x10 patch. images [B, channels, H, W] -> logits [B, 1, H/4, W/4].
@@ -12,7 +14,7 @@ class PatchDiscriminator(nn.Module):
     themselves, so that what is judged are local patterns and not what the whole image shows.
     """
 
-    def __init__(self, *, width: int = 128, channels: int = 3) -> None:
+    def __init__(self, *, width: Count = 128, channels: Count = 3) -> None:
         super().__init__()
         self.main = nn.Sequential(
             nn.Conv2d(channels, width, 4, stride=2, padding=1),

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mosaickd.bounds import Count
 from mosaickd.errors import UserError
 
 
@@ -41,7 +42,7 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, *, image_size: int, latent_dim: int = 100, width: int = 64, channels: int = 3
+        self, *, image_size: int, latent_dim: Count = 100, width: Count = 64, channels: Count = 3
     ) -> None:
         super().__init__()
         if image_size < 4 or image_size % 4:

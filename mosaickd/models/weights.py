@@ -91,8 +91,9 @@ def save_weights(
     if isinstance(module_or_state, nn.Module):
         module_or_state = module_or_state.state_dict()
     state = {key: _own_copy(tensor) for key, tensor in _without_prefix(module_or_state).items()}
-    text = {str(key): json.dumps(value, default=_plain) for key, value in metadata.items()}
-    data = safetensors.torch.save(state, metadata=text)
+    # One entry: the format has no order for several, and equal weights should be equal files.
+    record = json.dumps(dict(metadata), default=_plain, sort_keys=True)
+    data = safetensors.torch.save(state, metadata={"record": record})
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer: several runs may save the same teacher at once.
@@ -134,6 +135,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             record = {key: _from_text(text) for key, text in (file.metadata() or {}).items()}
+            if isinstance(own := record.pop("record", None), dict):  # as save_weights writes it
+                record |= own
             return {key: file.get_tensor(key) for key in file.keys()}, record  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
         raise _damaged(path, error) from error

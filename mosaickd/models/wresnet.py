@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mosaickd.bounds import Count
 from mosaickd.errors import UserError
 
 
@@ -56,7 +57,7 @@ class WideResNet(nn.Module):
     activation; the embedding, the input of `fc`, has 64 * widen_factor numbers.
     """
 
-    def __init__(self, *, depth: int, widen_factor: int, num_classes: int) -> None:
+    def __init__(self, *, depth: Count, widen_factor: Count, num_classes: int) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:

@@ -125,6 +125,22 @@ def test_no_turn_leaves_gradients_in_others_weights() -> None:
             parameter.grad = None
 
 
+def test_gradients_that_no_one_takes_are_not_computed() -> None:
+    """The discriminator's turn ends at its own input, the generator's passes frozen weights."""
+    table = Table(student_steps=1)
+    asked: dict[str, list[tuple[bool, bool]]] = {"discriminator": [], "student": []}
+    for name, seen in asked.items():
+        getattr(table, name).register_forward_hook(
+            lambda m, inputs, out, seen=seen: seen.append(
+                (inputs[0].requires_grad, all(p.requires_grad for p in m.parameters()))
+            )
+        )
+    table.game.play(table.batch())
+    # (gradients to the images, gradients to the weights), call by call
+    assert asked["discriminator"] == [(False, True), (False, True), (True, False)]
+    assert asked["student"] == [(True, False), (False, True)]
+
+
 def test_fakes_of_the_discriminators_and_the_generators_turn_are_the_same_student_ones_fresh() -> (
     None
 ):
