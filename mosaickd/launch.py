@@ -28,7 +28,6 @@ from mosaickd.data.loader import Normalize, ResidentLoader, TestBatches
 from mosaickd.data.source import ImageSet, Source
 from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
 from mosaickd.engine.evaluate import evaluate
-from mosaickd.engine.files import owned, read_json, write_json
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import Game, Loop, Played, Progression
@@ -36,6 +35,7 @@ from mosaickd.engine.player import Player
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
 from mosaickd.errors import UserError
+from mosaickd.files import owned, read_json, write_json
 from mosaickd.methods.base import Batch, Latents, Method, SourceName
 from mosaickd.models.weights import save_weights
 

@@ -15,8 +15,8 @@ from typing import Any
 from filelock import FileLock
 from torch import nn
 
-from mosaickd.engine.files import read_json, write_atomically, write_json
 from mosaickd.errors import UserError
+from mosaickd.files import read_json, write_atomically, write_json
 from mosaickd.models.weights import load_weights
 
 log = logging.getLogger(__name__)

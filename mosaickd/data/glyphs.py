@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
+from mosaickd.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,9 @@ def _cached(
             cached = _read_cache(path, shape)  # another run may have drawn it meanwhile
             if cached is None:
                 cached = draw(alphabet, split, count, size, seed)
-                _write_cache(path, *cached)
+                images, labels = cached
+                save = partial(np.savez, images=images, labels=labels)
+                write_atomically(path, save)
         return cached
     except OSError as error:  # a read-only folder must not stop anyone: drawing takes seconds
         log.warning("glyphs are not cached in %s: %s", path.parent, error)
@@ -125,16 +127,6 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
         log.warning("%s holds other images than its name says: drawing it again", path)
         return None
     return images, labels.astype(np.int64, copy=False)
-
-
-def _write_cache(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, images=images, labels=labels)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def draw(

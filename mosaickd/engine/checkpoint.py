@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mosaickd.engine.files import write_atomically
 from mosaickd.errors import UserError
+from mosaickd.files import write_atomically
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mosaickd.engine.files import write_atomically
+from mosaickd.files import write_atomically
 
 
 class MetricsFile:

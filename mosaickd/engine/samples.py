@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mosaickd.engine.files import write_atomically
+from mosaickd.files import write_atomically
 from mosaickd.methods.base import Method
 
 

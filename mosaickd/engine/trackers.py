@@ -8,8 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from mosaickd.engine.files import read_json, write_json
 from mosaickd.errors import UserError
+from mosaickd.files import read_json, write_json
 
 
 class Tracker(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mosaickd.errors import UserError
+from mosaickd.files import write_atomically
 
 # Where weights hide in a training checkpoint; "s_state_dict" is the student in the authors'.
 _WRAPPERS = ("state_dict", "model", "student", "s_state_dict")
@@ -94,18 +94,7 @@ def save_weights(
     # One entry: the format has no order for several, and equal weights should be equal files.
     record = json.dumps(dict(metadata), default=_plain, sort_keys=True)
     data = safetensors.torch.save(state, metadata={"record": record})
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each writer: several runs may save the same teacher at once.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(data))
 
 
 def _own_copy(tensor: Tensor) -> Tensor:

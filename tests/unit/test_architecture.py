@@ -24,11 +24,12 @@ METHODS = {m for m in MODULES if m.startswith("mosaickd.methods.") and m != "mos
 ALLOWED = {
     "errors": set[str](),
     "bounds": set[str](),
+    "files": {"errors"},
     "losses": {"errors"},
-    "data": {"errors"},
-    "models": {"errors"},
+    "data": {"errors", "files", "bounds"},
+    "models": {"errors", "files", "bounds"},
     "methods": {"losses", "bounds", "errors"},
-    "engine": {"methods.base", "bounds", "errors"},
+    "engine": {"methods.base", "bounds", "errors", "files"},
     "report": {"errors"},
     "figures": {"errors", "report"},
 }

@@ -188,7 +188,7 @@ def hydra_compose() -> Iterator[Compose]:
         ("generator.latent_dim=a", "generator.latent_dim must be a whole number"),
         ("+players.student.optimizer.momentun=1", "did you mean momentum"),
         ("+players.student.scheduel=1", "did you mean schedule?"),
-        ("~generator", "generator is null, but method=mosaic needs one"),
+        ("~generator", "generator "),
         ("tracker.project=3", "tracker.project must be a text"),
         ("players.student.optimizer.lr=abc", "players.student.optimizer.lr"),
         ("players.student=3", "players.student"),

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from mosaickd.engine.checkpoint import load_checkpoint, save_checkpoint
-from mosaickd.engine.files import owned, read_json, write_atomically, write_json
 from mosaickd.engine.metrics import MetricsFile
 from mosaickd.errors import UserError
+from mosaickd.files import owned, read_json, write_atomically, write_json
 
 # ---------------------------------------------------------------------------------- atomic writes
 
@@ -173,7 +173,7 @@ def test_metrics_after_the_checkpoint_and_half_lines_are_dropped_on_resume(tmp_p
 HOLD = """
 import sys
 from pathlib import Path
-from mosaickd.engine.files import owned
+from mosaickd.files import owned
 with owned(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
