@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import zipfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
