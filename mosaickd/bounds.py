@@ -8,6 +8,7 @@ that a wrong weight is found in the first second and not after the teacher has b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ class Range:
 
     def violation(self, value: Any) -> str | None:
         """What `value` should have been, or None when it is within the range."""
+        if not math.isfinite(value):
+            return "must be a finite number"
         if self.low is not None and (value <= self.low if self.above else value < self.low):
             return f"must be {'>' if self.above else '>='} {self.low:g}"
         if self.high is not None and value > self.high:

@@ -129,6 +129,10 @@ def validate(cfg: DictConfig) -> None:
     types and the ranges in its annotations are the schema.
     """
     _check_overrides(cfg)
+    known = [setting.name for setting in dataclasses.fields(Root)]
+    for key in cfg:
+        if key not in known:
+            raise UserError(unknown(str(key), known))
     if not 0 <= cfg.seed < 2**62:
         raise UserError(f"seed must be between 0 and 2**62, got {cfg.seed}")
     for setting in dataclasses.fields(TrainSettings):
@@ -144,7 +148,14 @@ def validate(cfg: DictConfig) -> None:
         check_node(cfg[name], name, kinds.get(name, name))
     for part in needs(cfg) & {"generator", "discriminator"}:
         check_node(cfg[part], part, part)
+    if cfg.student.get("checkpoint") is not None:
+        raise UserError(
+            "student.checkpoint has no effect: a student starts from random weights. "
+            "teacher.checkpoint=FILE gives the teacher its weights"
+        )
     for player, node in (cfg.players or {}).items():
+        if not OmegaConf.is_dict(node):
+            raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
         for part in node:
             if part not in ("optimizer", "schedule"):
                 raise UserError(unknown(f"players.{player}.{part}", ["optimizer", "schedule"]))
@@ -170,7 +181,7 @@ def check_node(node: Any, path: str, kind: str) -> None:
     target = _target(node, path)
     signature = inspect.signature(target)
     hints = _hints(target)
-    supplied = SUPPLIED[kind]
+    supplied = SUPPLIED.get(kind, set())
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = [
         name
@@ -191,8 +202,7 @@ def check_node(node: Any, path: str, kind: str) -> None:
             raise UserError(f"{path}.{key} {problem}, got {value!r}")
     for name in accepted:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in given:
-            # Positional parameters of optimizers and schedules go by the position, not the name.
-            if kind in ("optimizer", "schedule"):
+            if node.get("_partial_"):  # whoever calls it later may add what is missing
                 continue
             raise UserError(f"{path}.{name} is missing: {node._target_} needs it")
 
@@ -207,7 +217,10 @@ def violation(value: Any, hint: Any) -> str | None:
                 problem = bounds.violation(value)
         return problem
     if origin in (typing.Union, types.UnionType):
-        problems = [violation(value, option) for option in arguments]
+        # Foreign classes (Tensor) can't be written in YAML: they excuse nothing where a type
+        # that can be is an option too.
+        known = [a for a in arguments if a in _PLAIN or typing.get_origin(a)] or arguments
+        problems = [violation(value, option) for option in known]
         return None if None in problems else next(p for p in problems if p)
     if origin is typing.Literal:
         return None if value in arguments else f"must be one of {', '.join(map(str, arguments))}"
@@ -230,6 +243,7 @@ def violation(value: Any, hint: Any) -> str | None:
     return None
 
 
+_PLAIN = (float, int, bool, str, type(None))
 _SEQUENCES = {typing.get_origin(typing.Sequence[int]), typing.get_origin(Iterable[int])}
 
 
@@ -293,6 +307,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert isinstance(content, dict)
     chosen: dict[str, Any] = {str(key): content[key] for key in sorted(keys)}
+    for source in ("dataset", "ood"):  # what a recipe sets stands in `players` and `train`
+        chosen.get(source, {}).pop("recipe", None)
     chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in WATCHING}
     return chosen
 

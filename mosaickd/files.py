@@ -18,7 +18,9 @@ from mosaickd.errors import UserError
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` so that `path` holds either what it held before or all of the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -49,6 +51,12 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed `write_atomically` left below `folder`. Only its owner may."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; another process gets a UserError. A kill releases it."""
@@ -58,7 +66,7 @@ def owned(folder: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(
             f"{folder} is in use by another process: wait until it ends, or choose another "
-            "folder with hydra.run.dir=FOLDER"
+            "folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
         ) from None
     try:
         yield

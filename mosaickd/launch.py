@@ -35,14 +35,14 @@ from mosaickd.engine.player import Player
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
 from mosaickd.errors import UserError
-from mosaickd.files import owned, read_json, write_json
+from mosaickd.files import owned, read_json, remove_temporaries, write_json
 from mosaickd.methods.base import Batch, Latents, Method, SourceName
 from mosaickd.models.weights import save_weights
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 100  # images a grid
-PRODUCTS = ("checkpoints", "samples", "teacher", "wandb", "metrics.jsonl", "student.safetensors",
+PRODUCTS = ("checkpoints/last.pt", "checkpoints/best.safetensors", "samples", "teacher", "wandb", "metrics.jsonl", "student.safetensors",
             "result.json", "config.json", "wandb.json")  # fmt: skip
 
 
@@ -71,16 +71,22 @@ def run(
 ) -> dict[str, Any]:
     """Fit in `folder`: begin, go on from its checkpoint, or skip what is finished there."""
     chosen = json.loads(json.dumps(identity(cfg)))
-    before = read_json(folder / "result.json") or {}
+    if (folder / "checkpoints").resolve() == Path(cfg.teachers_dir).resolve():
+        raise UserError(
+            f"the run's own checkpoints would lie among the teachers in {cfg.teachers_dir}: "
+            "choose another hydra.run.dir=FOLDER or teachers_dir=FOLDER"
+        )
+    remove_temporaries(folder)
     if cfg.force:
         clear(folder)
-    else:
+    before = read_json(folder / "result.json") or {}
+    if not cfg.force:
         begun = (folder / "checkpoints" / "last.pt").exists() or before.get("status") == "finished"
         if begun and (changes := config.differences(read_json(folder / "config.json"), chosen)):
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(changes[:5])}). "
-                "Choose another folder with hydra.run.dir=FOLDER, or discard that run with "
-                "force=true"
+                "Choose another folder with hydra.run.dir=FOLDER (of a sweep: "
+                "hydra.sweep.dir=FOLDER), or discard that run with force=true"
             )
         if before.get("status") == "finished":
             log.info("%s is finished: nothing to do (force=true runs it anew)", folder)
@@ -97,11 +103,12 @@ def run(
         "teacher": cfg.teacher.name if "teacher" in parts else None,
         "student": cfg.student.name,
         "seed": cfg.seed,
-        "accuracy": Progression().accuracy,
-        "teacher_accuracy": None,
-        "steps": 0,
-        "seconds": 0.0,
-        "seconds_per_step": None,
+        # What an earlier session of this run came to stays true until this one gets further.
+        "accuracy": before.get("accuracy", Progression().accuracy),
+        "teacher_accuracy": before.get("teacher_accuracy"),
+        "steps": before.get("steps", 0),
+        "seconds": before.get("seconds", 0.0),
+        "seconds_per_step": before.get("seconds_per_step"),
         "device": None,
         "versions": versions(),
         "config_hash": config_hash(chosen),
@@ -200,6 +207,7 @@ class Fit:
             iterate=iterate,
         )
         status = "failed"
+        torch.manual_seed(self.seed("training"))  # dropout in a user's model
         try:
             with loop.progress:
                 loop.fit()
@@ -298,7 +306,7 @@ class Fit:
         train = self.cfg.train
         images = {s.source: None for s in self.method.streams.values()}
         self.images: dict[SourceName, ImageSet] = {
-            name: self.sources[name].load("train") for name in images
+            name: self.sources[name].load("train").to(self.device) for name in images
         }
         loaders = {}
         for name, stream in self.method.streams.items():
@@ -343,7 +351,7 @@ class Fit:
         """
         cfg = self.cfg
         assert self.teacher is not None
-        if cfg.teacher.checkpoint is not None:
+        if cfg.teacher.get("checkpoint") is not None:
             path = Path(cfg.teacher.checkpoint).expanduser()
         else:
             path = teacher_path(cfg)
@@ -370,7 +378,7 @@ class Fit:
 
             teachers.obtain(path, missing=cfg.teacher_missing, train=train)
         record = teachers.load(self.teacher, path)
-        if cfg.teacher.checkpoint is None and "recipe" in record:
+        if cfg.teacher.get("checkpoint") is None and "recipe" in record:
             wanted = identity(scratch_config(cfg, cfg.teacher))
             teachers.check_recipe(config.differences(record["recipe"], wanted), path)
         with torch.compiler.set_stance("force_eager"):
@@ -442,7 +450,9 @@ def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None)
     """The run that trains `model` on this run's data set by that data set's own recipe."""
     scratch = compose("config", overrides=["method=scratch"])
     scratch.dataset = cfg.dataset
-    scratch.student = OmegaConf.merge(model, {"checkpoint": None})
+    scratch.student = model.copy()
+    if "checkpoint" in scratch.student:
+        scratch.student.checkpoint = None
     scratch.tracker = cfg.tracker
     scratch.device = cfg.device
     scratch.train.steps = steps

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: A probability that underflows to 0 has a finite p log p, but its gradient is NaN.
+TINY = torch.finfo(torch.float32).tiny
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy. logits: [B, C], labels: [B] class indices -> scalar."""
@@ -28,7 +31,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     student, teacher: logits [B, C] -> scalar, summed over classes and averaged over the batch.
     """
     log_q = F.log_softmax(student.float() / temperature, dim=1)
-    p = F.softmax(teacher.float() / temperature, dim=1)
+    p = F.softmax(teacher.float() / temperature, dim=1).clamp_min(TINY)
     return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
 
 
@@ -52,7 +55,7 @@ def class_balance(teacher: Tensor) -> Tensor:
     teacher: logits [B, C] -> scalar, the negative entropy of the mean prediction p̄. Base 2 here
     and e in `label_alignment` is the authors' choice; the weights of the paper assume it.
     """
-    mean = F.softmax(teacher.float(), dim=1).mean(dim=0)
+    mean = F.softmax(teacher.float(), dim=1).mean(dim=0).clamp_min(TINY)
     return torch.special.xlogy(mean, mean).sum() / math.log(2)
 
 

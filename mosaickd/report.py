@@ -22,13 +22,18 @@ WORDS = {
 }
 
 
+#: What a result.json must have to be one of ours.
+FIELDS = {"status", "method", "dataset", "ood", "teacher", "student", "seed", "accuracy",
+          "teacher_accuracy", "steps", "seconds", "device"}  # fmt: skip
+
+
 def read_result(folder: Path) -> dict[str, Any] | None:
     """A run's result.json; None where there is none or it can't be read."""
     try:
         result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) and "status" in result else None
+    return result if isinstance(result, dict) and result.keys() >= FIELDS else None
 
 
 def find_results(root: Path) -> dict[Path, dict[str, Any]]:
@@ -99,13 +104,17 @@ def sweep_table(root: Path) -> Table:
         table.add_column(f"seed {seed}", justify="right")
     table.add_column("mean", justify="right")
 
+    teachers = {r["teacher"] for r in results.values()} - {None}
     rows: dict[tuple[str, str, str], dict[int, float | None]] = {}
     for r in sorted(results.values(), key=lambda r: -(r["accuracy"]["last"] or 0)):
-        if r["teacher"]:
+        if r["teacher"] and r["teacher_accuracy"] is not None:
             teacher = (f"teacher {r['teacher']}", f"from labelled {r['dataset']}", r["dataset"])
             rows.setdefault(teacher, {})[r["seed"]] = r["teacher_accuracy"]
     for r in sorted(results.values(), key=lambda r: -(r["accuracy"]["last"] or 0)):
-        key = (f"student {r['student']}", describe(r), r["dataset"])
+        of = f" of {r['teacher']}" if r["teacher"] and len(teachers) > 1 else ""
+        key = (f"student {r['student']}{of}", describe(r), r["dataset"])
+        while r["seed"] in rows.get(key, {}):  # other settings of the same method
+            key = (key[0], f"{key[1]}, again", key[2])
         rows.setdefault(key, {})[r["seed"]] = (
             r["accuracy"]["last"] if r["status"] == "finished" else None
         )

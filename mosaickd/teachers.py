@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import nn
 
 from mosaickd.errors import UserError
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 #: Points by which a measurement may fall below a record: another device or precision rounds
 #: a few borderline images differently, wrong weights or wrong images cost far more.
 TOLERANCE = 0.5
+
+#: The settings of a training run that make a teacher what it is.
+RECIPE = ("dataset.", "student.", "players.", "train.epochs", "train.batch_size")
 
 
 def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
@@ -40,11 +43,19 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
             "teacher.checkpoint=FILE, or let this run train it (teacher_missing=train)"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another run that is training %s", path)
+        lock.acquire()
+    try:
         if path.exists():
             return
         log.info("no teacher at %s: training it first, once", path)
         install(train(), path)
+    finally:
+        lock.release()
 
 
 def install(run: Path, path: Path) -> None:
@@ -84,9 +95,7 @@ def check_recipe(differences: list[str], path: Path) -> None:
     images lie, how the arithmetic is done and the seed may differ.
     """
     changes = [
-        change
-        for change in differences
-        if change.startswith(("dataset.", "student.", "players.")) and "root:" not in change
+        change for change in differences if change.startswith(RECIPE) and "root:" not in change
     ]
     if changes:
         raise UserError(

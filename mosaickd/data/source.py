@@ -42,6 +42,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device) -> ImageSet:
+        """The same images on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
+
 
 class Source:
     """A reader with its settings. Raises UserError for settings that cannot be meant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Raises a UserError that names a file which is corrupt, truncated or not a checkpoint."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch doesn't look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} in it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise just about anything
         raise _unreadable(path, error) from error

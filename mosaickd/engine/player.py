@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 OptimizerFactory = Callable[..., Optimizer]
@@ -74,7 +74,8 @@ def _fast_options(optimizer: OptimizerFactory, capturable: bool) -> dict[str, bo
     accepted = inspect.signature(optimizer).parameters
     chosen = getattr(optimizer, "keywords", {})
     options = {}
-    if "fused" in accepted and "fused" not in chosen and "foreach" not in chosen:
+    fusable = getattr(optimizer, "func", optimizer) in (SGD, Adam, AdamW)
+    if fusable and "fused" not in chosen and "foreach" not in chosen:
         options["fused"] = True
     if capturable and "capturable" in accepted:
         options["capturable"] = True

@@ -86,5 +86,8 @@ class Progress:
         self._refresh()
 
     def _refresh(self) -> None:
-        speed = f"{self.speed:.2f} s/step" if self.speed >= 1 else f"{1 / self.speed:.1f} steps/s"
+        speed = ""  # a resumed run may evaluate before its first step
+        if self.speed > 0:
+            slow = self.speed >= 1
+            speed = f"{self.speed:.2f} s/step" if slow else f"{1 / self.speed:.1f} steps/s"
         self.bar.update(self.task, status=f"{self.accuracy}  {speed}  {self.losses}")

@@ -49,6 +49,11 @@ class MosaicKD(Method):
             raise ValueError(
                 "method.adv, align, local and balance are all 0: nothing guides the generator"
             )
+        if not (local or ood_in_student_batch):
+            raise ValueError(
+                "method.local is 0 and method.ood_in_student_batch is false: the ood images would "
+                "have no effect"
+            )
         self.student = student
         self.teacher = teacher
         self.generator = generator
