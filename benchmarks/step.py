@@ -23,12 +23,13 @@ from rich.table import Table
 
 from benchmarks.reference_style import reference_iteration
 from mosaickd import config
+from mosaickd.build import build, build_players
 from mosaickd.config import CONF, needs, register
 from mosaickd.data.loader import Normalize
 from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.loop import Game
-from mosaickd.launch import build, build_players, versions
+from mosaickd.launch import versions
 from mosaickd.methods.base import Batch, Images, Latents, Method
 from mosaickd.report import console
 

@@ -1,0 +1,88 @@
+"""From sections of the config to objects, and the configs that a run derives from its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mosaickd.config import ANNOTATIONS
+from mosaickd.engine.player import Player
+from mosaickd.errors import UserError
+from mosaickd.methods.base import Method
+
+
+def build(node: DictConfig, **supplied: Any) -> Any:
+    """What a section describes, with what the launcher adds to it.
+
+    Hydra fills in the section's own nested parts; the call itself is ours, so that an error in
+    it arrives as it was raised, and that what is supplied is handed over untouched.
+    """
+    accepted = set(inspect.signature(get_object(node._target_)).parameters)
+    settings = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(settings, dict)
+    own = {k: v for k, v in settings.items() if k in accepted or k not in ANNOTATIONS}
+    factory = instantiate(own | {"_partial_": True}, _convert_="all")
+    try:
+        return factory(**supplied)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(error)) from error
+
+
+def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Player]:
+    """The method's trained modules with the optimizers and schedules of the config."""
+    players = {}
+    for name, module in method.players.items():
+        if name not in (cfg.players or {}):
+            raise UserError(f"players.{name} is missing: method={cfg.method.name} has one")
+        try:
+            players[name] = Player(
+                module,
+                instantiate(cfg.players[name].optimizer, _convert_="all"),
+                instantiate(cfg.players[name].schedule, _convert_="all"),
+                steps=steps,
+                clip=cfg.train.clip,
+                capturable=cfg.train.cuda_graph,
+            )
+        except (ValueError, TypeError) as error:  # torch's own checks of its settings
+            raise UserError(f"players.{name}: {error}") from error
+    return players
+
+
+def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None) -> DictConfig:
+    """The run that trains `model` on this run's data set by that data set's own recipe."""
+    scratch = compose("config", overrides=["method=scratch"])
+    scratch.dataset = cfg.dataset
+    scratch.student = model.copy()
+    if "checkpoint" in scratch.student:
+        scratch.student.checkpoint = None
+    scratch.tracker = cfg.tracker
+    scratch.device = cfg.device
+    scratch.train.steps = steps
+    scratch.train.deterministic = cfg.train.deterministic
+    return scratch
+
+
+def teacher_path(cfg: DictConfig, role: str = "teacher") -> Path:
+    """Where the teacher of this run's data set and architecture lives."""
+    folder = Path(cfg.teachers_dir) / build(cfg.dataset).label
+    return folder / f"{cfg[role].name}.safetensors"
+
+
+def parameters_of(node: DictConfig) -> Mapping[str, inspect.Parameter]:
+    """Of the constructor that a section names."""
+    return inspect.signature(get_object(node._target_)).parameters
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as nested dicts, lists, numbers and texts."""
+    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
