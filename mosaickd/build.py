@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from mosaickd.config import ANNOTATIONS
 from mosaickd.engine.player import Player
@@ -36,23 +38,30 @@ def build(node: DictConfig, **supplied: Any) -> Any:
         raise UserError(str(error)) from error
 
 
+def try_players(cfg: DictConfig) -> None:
+    """Optimizers and schedules check their settings themselves: build each for one weight."""
+    for player, node in (cfg.players or {}).items():
+        try:
+            optimizer = instantiate(node.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
+            instantiate(node.schedule, _convert_="all")(optimizer, 1)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"players.{player}: {error}") from error
+
+
 def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Player]:
     """The method's trained modules with the optimizers and schedules of the config."""
     players = {}
     for name, module in method.players.items():
         if name not in (cfg.players or {}):
             raise UserError(f"players.{name} is missing: method={cfg.method.name} has one")
-        try:
-            players[name] = Player(
-                module,
-                instantiate(cfg.players[name].optimizer, _convert_="all"),
-                instantiate(cfg.players[name].schedule, _convert_="all"),
-                steps=steps,
-                clip=cfg.train.clip,
-                capturable=cfg.train.cuda_graph,
-            )
-        except (ValueError, TypeError) as error:  # torch's own checks of its settings
-            raise UserError(f"players.{name}: {error}") from error
+        players[name] = Player(
+            module,
+            instantiate(cfg.players[name].optimizer, _convert_="all"),
+            instantiate(cfg.players[name].schedule, _convert_="all"),
+            steps=steps,
+            clip=cfg.train.clip,
+            capturable=cfg.train.cuda_graph,
+        )
     return players
 
 

@@ -96,7 +96,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
         elif not argument.startswith("+") and not key.startswith("hydra"):
             keys = list(_known_keys())
             if keys and key not in keys:
-                hint = nearest(key, [*keys, *GROUPS])
+                alike = [name for name in keys if ("." in name) == ("." in key)]
+                hint = nearest(key, [*alike, *(() if "." in key else GROUPS)])
                 return f"{argument}: there is no setting or group {key!r} here{hint}" + (
                     "; python run.py --help lists the groups, --cfg job all settings"
                 )

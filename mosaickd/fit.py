@@ -14,7 +14,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mosaickd import config, teachers
-from mosaickd.build import build, build_players, parameters_of, plain, scratch_config, teacher_path
+from mosaickd.build import (
+    build,
+    build_players,
+    parameters_of,
+    plain,
+    scratch_config,
+    teacher_path,
+    try_players,
+)
 from mosaickd.config import identity, images_of, needs
 from mosaickd.data.loader import Normalize, ResidentLoader, TestBatches
 from mosaickd.data.source import ImageSet, Source
@@ -66,6 +74,7 @@ class Fit:
     def fit(self) -> None:
         """Build everything, obtain the teacher, play the game, keep the student."""
         cfg, result = self.cfg, self.result
+        try_players(cfg)
         self.build_parts()
         loaders = self.build_loaders()
         epoch = len(next(iter(loaders.values())))

@@ -121,6 +121,7 @@ def test_sigterm_and_ctrl_c_stop_in_order_and_the_same_command_finishes(
     assert logged == sorted(set(logged))
 
 
+@pytest.mark.slow
 def test_stopped_while_it_trains_its_teacher(cli: Cli, tiny: Tiny, teacher: Path) -> None:
     images = [*tiny.source("dataset"), *tiny.source("ood", images=32)]
     recipe = "dataset.recipe={epochs: 6, batch_size: 48, lr: 0.05, weight_decay: 5e-4}"

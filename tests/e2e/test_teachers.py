@@ -56,9 +56,18 @@ def test_a_missing_teacher_is_an_error_if_so_asked(cli: Cli, whole_kd: list[str]
     assert not (cli.folder / "checkpoints").exists()
 
 
+def test_a_teacher_of_another_recipe_is_refused(cli: Cli, whole_kd: list[str], filed: Path) -> None:
+    outcome = cli(*whole_kd, "dataset.recipe.lr=0.3", code=1)
+    assert str(filed.relative_to(cli.folder)) in outcome.err
+    assert "players.student.optimizer.lr: 0.05 -> 0.3" in outcome.err
+    assert "teachers_dir" in outcome.err
+
+
 def test_a_teacher_below_its_record_is_refused(cli: Cli, whole_kd: list[str], filed: Path) -> None:
     path = filed.with_suffix(".json")
-    path.write_text(json.dumps(read_json(path) | {"accuracy": 99.5}))
+    record = read_json(path) | {"accuracy": 99.5}
+    del record["recipe"]
+    path.write_text(json.dumps(record))
     outcome = cli(*whole_kd, code=1)
     assert str(filed.relative_to(cli.folder)) in outcome.err
     assert "99.50 %" in outcome.err
