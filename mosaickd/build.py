@@ -41,11 +41,13 @@ def build(node: DictConfig, **supplied: Any) -> Any:
 def try_players(cfg: DictConfig) -> None:
     """Optimizers and schedules check their settings themselves: build each for one weight."""
     for player, node in (cfg.players or {}).items():
+        part = "optimizer"
         try:
             optimizer = instantiate(node.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
+            part = "schedule"
             instantiate(node.schedule, _convert_="all")(optimizer, 1)
         except (ValueError, TypeError) as error:
-            raise UserError(f"players.{player}: {error}") from error
+            raise UserError(f"players.{player}.{part}: {error}") from error
 
 
 def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Player]:
