@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks.reference_style import reference_iteration
 from mosaickd import config
 from mosaickd.build import build, build_players
+from mosaickd.command_line import run_command
 from mosaickd.config import CONF, needs, register
 from mosaickd.data.loader import Normalize
 from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
@@ -37,7 +38,7 @@ from mosaickd.report import console
 class Bench:
     """The parts of one config on random images, built as the launcher builds them."""
 
-    def __init__(self, cfg: DictConfig, mode: str) -> None:
+    def __init__(self, cfg: DictConfig, mode: str, classes: int) -> None:
         self.cfg = cfg
         self.mode = mode
         self.device = choose_device(cfg.device)
@@ -45,7 +46,7 @@ class Bench:
         precision = "fp32" if reference else cfg.train.precision
         self.channels_last = cfg.train.channels_last and not reference
         self.precision, autocast = autocast_for(self.device, precision)
-        self.method = self.build_method()
+        self.method = self.build_method(classes)
         if mode == "compiled":
             for name, module in vars(self.method).items():
                 if isinstance(module, torch.nn.Module) and not isinstance(module, Normalize):
@@ -67,8 +68,8 @@ class Bench:
         else:
             self.iterate = lambda batch: game.iterate(batch, self.after_turn)
 
-    def build_method(self) -> Method:
-        cfg, size, classes = self.cfg, self.cfg.dataset.image_size, self.cfg.bench_classes
+    def build_method(self, classes: int) -> Method:
+        cfg, size = self.cfg, self.cfg.dataset.image_size
         torch.manual_seed(0)
         parts: dict[str, Any] = {
             "student": build(cfg.student, num_classes=classes),
@@ -149,8 +150,7 @@ def main() -> None:
 
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [*arguments.overrides, f"+bench_classes={arguments.classes}"]
-        cfg = compose("config", overrides=overrides)
+        cfg = compose("config", overrides=arguments.overrides)
     config.validate(cfg)
     on_cuda = choose_device(cfg.device).type == "cuda"
     default = ["eager", "compiled", "graph"] if on_cuda else ["eager", "compiled"]
@@ -159,7 +159,7 @@ def main() -> None:
     for mode in (["reference"] if arguments.reference_style else []) + modes:
         torch.compiler.reset()
         warmup = max(arguments.warmup, 5 if mode == "graph" else 1)
-        rows.append(Bench(cfg, mode).measure(arguments.iterations, warmup))
+        rows.append(Bench(cfg, mode, arguments.classes).measure(arguments.iterations, warmup))
     reference = rows.pop(0) if arguments.reference_style else None
 
     draws = cfg.train.batch_size
@@ -184,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
