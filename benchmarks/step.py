@@ -50,7 +50,7 @@ class Bench:
         if mode == "compiled":
             for name, module in vars(self.method).items():
                 if isinstance(module, torch.nn.Module) and not isinstance(module, Normalize):
-                    compile_network(module, self.device, frozen=name == "teacher")
+                    compile_network(module, frozen=name == "teacher")
         self.batch = self.build_batch()
         self.turns: dict[str, float] = {}
         self.last = 0.0

@@ -213,7 +213,7 @@ class Fit:
             network = network.to(memory_format=torch.channels_last)
         network = network.to(self.device)
         if self.cfg.train.compile:
-            compile_network(network, self.device, frozen=role == "teacher")
+            compile_network(network, frozen=role == "teacher")
         return network
 
     def build_loaders(self) -> dict[str, ResidentLoader]:

@@ -51,17 +51,13 @@ def autocast_for(
     return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def compile_network(network: nn.Module, device: torch.device, *, frozen: bool) -> None:
+def compile_network(network: nn.Module, *, frozen: bool) -> None:
     """torch.compile in place. frozen: the weights are final when the first batch comes.
 
     A frozen network's weights become constants of the compiled code, laid out and folded into
-    their neighbours once. On a CPU only these are compiled: for networks that learn, the eager
-    kernels of oneDNN were as fast or faster (benchmarks/README.md).
+    their neighbours once.
     """
-    if frozen:
-        network.compile(dynamic=False, options={"freezing": True})
-    elif device.type == "cuda":
-        network.compile(dynamic=False)
+    network.compile(dynamic=False, options={"freezing": True} if frozen else None)
 
 
 def describe(device: torch.device) -> str:
