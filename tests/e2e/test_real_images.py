@@ -37,7 +37,8 @@ def test_cifar_mini_cut_short(cli: Cli, experiment: str) -> None:
 @pytest.mark.timeout(1800)
 def test_the_headline_cell_as_it_is(cli: Cli) -> None:
     """Full-size networks, images and batches on whatever device there is."""
-    cli(*CIFAR, "tracker=none", "train.steps=2", "hydra.run.dir=run")
+    outcome = cli.start(*CIFAR, "tracker=none", "train.steps=2", "hydra.run.dir=run").wait(1700)
+    assert outcome.code == 0, outcome.text
     result = read_json(cli.folder / "run" / "result.json")
     assert result["status"] == "finished"
     assert (result["teacher"], result["student"]) == ("wrn40_2", "wrn16_1")
