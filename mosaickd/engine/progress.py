@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich import progress
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.text import Text
 
 from mosaickd.engine.evaluate import Accuracy
 
@@ -32,6 +34,16 @@ class ConsoleHandler(logging.Handler):
             console.print(self.format(record), markup=False, soft_wrap=True)
 
 
+class Bar(progress.Progress):
+    """A bar with a line of text below it."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.below, style="dim")
+
+
 class Progress:
     """Losses, accuracy, speed and time left of one run."""
 
@@ -47,11 +59,12 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task(title, total=steps, status="")
+        self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -90,4 +103,5 @@ class Progress:
         if self.speed > 0:
             slow = self.speed >= 1
             speed = f"{self.speed:.2f} s/step" if slow else f"{1 / self.speed:.1f} steps/s"
-        self.bar.update(self.task, status=f"{self.accuracy}  {speed}  {self.losses}")
+        self.bar.below = self.losses
+        self.bar.update(self.task, status=f"{self.accuracy}  {speed}")
