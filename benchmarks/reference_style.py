@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mosaickd.errors import UserError
 from mosaickd.losses import class_balance, kl_divergence, label_alignment, patches_judged
 from mosaickd.methods.base import Batch
 from mosaickd.methods.kd import KD
@@ -25,7 +26,7 @@ def reference_iteration(method: object) -> Callable[[Batch], None]:
     NCHW, and the teacher's weights require gradients.
     """
     if not isinstance(method, KD | MosaicKD):
-        raise TypeError(f"no reference style of {type(method).__name__}: only mosaic and kd")
+        raise UserError(f"--reference-style knows mosaic and kd, not {type(method).__name__}")
     networks = [method.teacher, *method.players.values()]
     for network in networks:
         network.to(memory_format=torch.contiguous_format).requires_grad_(True)

@@ -76,8 +76,10 @@ def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None)
         scratch.student.checkpoint = None
     scratch.tracker = cfg.tracker
     scratch.device = cfg.device
+    for setting in cfg.train:  # how it computes and is watched; how long is the recipe's
+        if setting not in ("epochs", "batch_size", "eval_every", "clip"):
+            scratch.train[setting] = cfg.train[setting]
     scratch.train.steps = steps
-    scratch.train.deterministic = cfg.train.deterministic
     return scratch
 
 

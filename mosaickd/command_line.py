@@ -36,6 +36,9 @@ def run_command(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
     if {"--cfg", "-c"} & set(sys.argv) and {"--multirun", "-m"} & set(sys.argv):
         _fail("--cfg shows the config of one run: leave out -m", 2)
+    for argument in sys.argv[1:]:
+        if argument.startswith("sweep=") and "," in argument:  # Hydra would ignore both lists
+            _fail(f"{argument}: one sweep at a time; run them one after the other", 2)
     try:
         try:
             main()

@@ -69,6 +69,11 @@ class Fit:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(cfg.train.deterministic)
         torch.backends.cudnn.benchmark = not cfg.train.deterministic
+        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 means float32
+        if self.device.type == "cuda":  # streams and graphs take the current device
+            torch.cuda.set_device(self.device)
+        if cfg.train.compile:  # what earlier runs of a sweep compiled counts against a limit
+            torch.compiler.reset()
         result["device"] = f"{describe(self.device)}, {self.precision}"
 
     def fit(self) -> None:
@@ -99,7 +104,8 @@ class Fit:
         iterate: Callable[[Batch], list[Played]] = game.iterate
         stateful = {"latents": self.latents} if self.latents else {}
         if cfg.train.cuda_graph:
-            iterate = CapturedGame(game, [part.rng for part in stateful.values()])
+            generators = [part.rng for part in stateful.values()]
+            iterate = CapturedGame(game, [*generators, *self.method.generators])
         every = cfg.train.eval_every or epoch
         loop = Loop(
             game=game,

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -103,6 +104,13 @@ def run(
     try:
         Fit(cfg, folder, interruption, group, result, run).fit()
         result["status"] = "finished"
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        result["error"] = f"OutOfMemoryError: {reason}"
+        raise UserError(
+            f"out of memory at step {result['steps']}: {reason} Choose a smaller train.batch_size "
+            "or train.eval_batch_size"
+        ) from error
     except Interrupted as stop:
         result |= {"status": "interrupted", "error": str(stop)}
         log.info("%s at step %d; the same command goes on from there", stop, result["steps"])
@@ -121,9 +129,9 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
     """A finished run of the data set's own scratch recipe becomes the teacher, if none is there."""
     if result["status"] != "finished" or cfg.method.name != "scratch":
         return
-    mine, recipe = identity(cfg), identity(scratch_config(cfg, cfg.student))
+    differences = config.differences(identity(scratch_config(cfg, cfg.student)), identity(cfg))
     path = teacher_path(cfg, "student")
-    if all(mine[key] == recipe[key] for key in mine if key != "seed") and not path.exists():
+    if not teachers.recipe_changes(differences) and not path.exists():
         teachers.obtain(path, missing="train", train=lambda: folder)
         log.info("this is now the teacher %s", path)
 

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 TOLERANCE = 0.5
 
 #: The settings of a training run that make a teacher what it is.
-RECIPE = ("dataset.", "student.", "players.", "train.epochs", "train.batch_size")
+RECIPE = ("dataset.", "student.", "players.",
+          "train.epochs", "train.steps", "train.batch_size", "train.clip")  # fmt: skip
 
 
 def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
@@ -88,15 +89,20 @@ def load(teacher: nn.Module, path: Path) -> dict[str, Any]:
     return record
 
 
+def recipe_changes(differences: list[str]) -> list[str]:
+    """Those of the differences (`path: old -> new`) that make another teacher.
+
+    Where the images lie, how the arithmetic is done and the seed may differ.
+    """
+    return [line for line in differences if line.startswith(RECIPE) and "root:" not in line]
+
+
 def check_recipe(differences: list[str], path: Path) -> None:
     """A teacher that was found must be the one that this run would have trained.
 
-    differences: between the recorded training run and that one, as `path: old -> new`. Where the
-    images lie, how the arithmetic is done and the seed may differ.
+    differences: between the recorded training run and that one.
     """
-    changes = [
-        change for change in differences if change.startswith(RECIPE) and "root:" not in change
-    ]
+    changes = recipe_changes(differences)
     if changes:
         raise UserError(
             f"the teacher {path} was trained with other settings ({'; '.join(changes[:5])}). "

@@ -178,11 +178,12 @@ class Loop:
                     if self.at.step % self.log_every == 0 or self.at.step == 1:
                         self.flush()
                     self.interruption.check()
+                self.checkpoint()
             except Interrupted:
-                self.flush()
                 self.checkpoint()
                 raise
-            self.checkpoint()
+            finally:
+                self.count_time()
         return self.at
 
     def due(self, every: int) -> bool:
@@ -284,18 +285,21 @@ class Loop:
         """Everything that a resumed run needs to go on as if it had never stopped."""
         self.flush()  # a non-finite loss must stop the run before it reaches a checkpoint
         self.check_weights()
-        now = time.perf_counter()
-        self.at.seconds += now - self._started
-        self._started = now
+        self.count_time()
         state = {
             "config_hash": self.config_hash,
             "progression": vars(self.at),
             "game": self.game.state_dict(),
             "loaders": {name: loader.state_dict() for name, loader in self.loaders.items()},
             "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "random": {"cpu": torch.get_rng_state(), "cuda": cuda_random_states()},
         }
         save_checkpoint(self.checkpoint_path, state)
+
+    def count_time(self) -> None:
+        now = time.perf_counter()
+        self.at.seconds += now - self._started
+        self._started = now
 
     def check_weights(self) -> None:
         """The last step may have ruined weights that no loss has seen yet."""
@@ -322,8 +326,11 @@ class Loop:
                 part.load_state_dict(state["stateful"][name])
             self.at = Progression(**state["progression"])
             torch.set_rng_state(state["random"]["cpu"])
-            if len(state["random"]["cuda"]) == torch.cuda.device_count():
+            if len(state["random"]["cuda"]) == len(cuda_random_states()):
                 torch.cuda.set_rng_state_all(state["random"]["cuda"])
+            else:
+                log.warning("another number of CUDA devices: PyTorch's own random numbers (dropout "
+                            "in your models) do not go on as they would have")  # fmt: skip
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self.checkpoint_path} does not fit this run ({error}); "
@@ -331,6 +338,11 @@ class Loop:
             ) from error
         self.metrics.truncate(self.at.step)
         log.info("resumed at step %d of %d", self.at.step, self.steps)
+
+
+def cuda_random_states() -> list[Tensor]:
+    """Of every CUDA device, if this process uses CUDA at all."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 def peak_memory_mb(device: torch.device) -> float:

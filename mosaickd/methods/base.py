@@ -75,6 +75,9 @@ class Method(ABC):
     streams: Mapping[str, Stream]
     #: The modules that learn, by the names that turns use.
     players: Mapping[str, nn.Module]
+    #: Random generators of the method's own, on the run's device: a CUDA graph must know them.
+    #: (That of `latents` is known already.) Their states belong in `state_dict`.
+    generators: Sequence[torch.Generator] = ()
 
     @abstractmethod
     def turns(self, batch: Batch) -> Iterator[Turn]:
