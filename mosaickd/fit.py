@@ -300,7 +300,8 @@ class Fit:
             teachers.obtain(path, missing=cfg.teacher_missing, train=train)
         record = teachers.load(self.teacher, path)
         if cfg.teacher.get("checkpoint") is None and "recipe" in record:
-            wanted = identity(scratch_config(cfg, cfg.teacher))
+            steps = cut_short if path.is_relative_to(self.folder) else None
+            wanted = identity(scratch_config(cfg, cfg.teacher, steps))
             teachers.check_recipe(config.differences(record["recipe"], wanted), path)
         with torch.compiler.set_stance("force_eager"):
             accuracy = evaluate(self.teacher, self.test_batches, autocast=self.autocast).top1

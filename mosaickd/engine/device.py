@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,10 +55,23 @@ def autocast_for(
 def compile_network(network: nn.Module, *, frozen: bool) -> None:
     """torch.compile in place. frozen: the weights are final when the first batch comes.
 
-    A frozen network's weights become constants of the compiled code, laid out and folded into
-    their neighbours once.
+    Where no gradient is asked for, a frozen network's weights become constants of the compiled
+    code, laid out and folded into their neighbours once.
     """
-    network.compile(dynamic=False, options={"freezing": True} if frozen else None)
+    network.compile(dynamic=False)
+    if not frozen:
+        return
+    from torch._inductor import config as inductor  # half a second that eager runs don't need
+
+    compiled = network._compiled_call_impl
+    assert compiled is not None
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Dynamo looks at this global setting while it traces; `options=` comes too late for it.
+        with inductor.patch(freezing=not torch.is_grad_enabled()):
+            return compiled(*args, **kwargs)
+
+    network._compiled_call_impl = call
 
 
 def describe(device: torch.device) -> str:
