@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,29 @@ def test_a_captured_iteration_computes_what_an_eager_one_does(tmp_path: Path) ->
     for eager, graph in zip(*losses, strict=True):
         if eager is not None:
             assert graph == pytest.approx(eager, rel=2e-2)
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.cuda_graph=true"]], ids=["eager", "graph"])
+def test_a_killed_run_goes_on(tmp_path: Path, overrides: list[str]) -> None:
+    """Learning rates, random numbers and loaders come back to the device as they were."""
+    settings = ["train.deterministic=true", "train.checkpoint_every=4", *overrides]
+    run(tmp_path / "whole", *settings)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.pt"
+    command = [sys.executable, str(RUN), *TINY, f"hydra.run.dir={tmp_path / 'killed'}", *settings]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    run(tmp_path / "killed", *settings)
+    last = [
+        [line for line in map(json.loads, (tmp_path / name / "metrics.jsonl").open())][-2:]
+        for name in ("whole", "killed")
+    ]
+    for whole, killed in zip(*last, strict=True):
+        assert killed.get("learning_rate") == pytest.approx(whole.get("learning_rate"))
+    if not overrides:  # a graph's warm-up iterations are eager: other kernels, other rounding
+        weights = [load_file(tmp_path / n / "student.safetensors") for n in ("whole", "killed")]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_deterministic_runs_repeat(tmp_path: Path) -> None:
