@@ -69,7 +69,9 @@ class Bench:
         game.train()
         latents = getattr(self.method, "latents", None)
         if mode == "graph":
-            self.iterate = CapturedGame(game, [latents.rng] if latents else [])
+            self.iterate = CapturedGame(
+                game, [*([latents.rng] if latents else []), *self.method.generators]
+            )
         else:
             self.iterate = game.iterate
             self.game = game
@@ -124,7 +126,7 @@ class Bench:
         self.last = now
 
     def measure(self, iterations: int, warmup: int) -> dict[str, Any]:
-        """Median seconds of whole iterations; of the turns, the mean of the same iterations."""
+        """Median seconds of whole iterations; of the turns, the mean of as many more."""
         for _ in range(warmup):
             self.iterate(self.batch)
         seconds = []

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from hydra import compose
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from mosaickd.config import ANNOTATIONS
+from mosaickd.config import ANNOTATIONS, plain
 from mosaickd.engine.player import Player
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Method
@@ -25,10 +25,8 @@ def build(node: DictConfig, **supplied: Any) -> Any:
     Hydra fills in the section's own nested parts; the call itself is ours, so that an error in
     it arrives as it was raised, and that what is supplied is handed over untouched.
     """
-    accepted = set(inspect.signature(get_object(node._target_)).parameters)
-    settings = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(settings, dict)
-    own = {k: v for k, v in settings.items() if k in accepted or k not in ANNOTATIONS}
+    accepted = parameters_of(node)
+    own = {k: v for k, v in plain(node).items() if k in accepted or k not in ANNOTATIONS}
     factory = instantiate(own | {"_partial_": True}, _convert_="all")
     try:
         return factory(**supplied)
@@ -92,10 +90,3 @@ def teacher_path(cfg: DictConfig, role: str = "teacher") -> Path:
 def parameters_of(node: DictConfig) -> Mapping[str, inspect.Parameter]:
     """Of the constructor that a section names."""
     return inspect.signature(get_object(node._target_)).parameters
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config as nested dicts, lists, numbers and texts."""
-    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}

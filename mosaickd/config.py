@@ -190,10 +190,11 @@ def check_node(node: Any, path: str, kind: str) -> None:
     ]
     given = {k for k in node if k not in ("_target_", "_partial_", "_convert_")}
     annotations = ANNOTATIONS - set(accepted)
+    values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
     for key in given - annotations:
         if key not in accepted and not accepts_any:
             raise UserError(unknown(f"{path}.{key}", accepted))
-        value = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)[key]  # type: ignore[index]
+        value = values[key]
         if value == "???":
             raise UserError(f"{path}.{key} has no value: give one, {path}.{key}=...")
         if isinstance(value, dict) and "_target_" in value:
@@ -304,13 +305,19 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     parts = needs(cfg)
     keys = {"dataset", "student", "method", "players", "train", "seed", images_of(cfg)}
     keys |= parts & {"teacher", "generator", "discriminator"}
-    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    assert isinstance(content, dict)
-    chosen: dict[str, Any] = {str(key): content[key] for key in sorted(keys)}
+    content = plain(cfg)
+    chosen = {key: content[key] for key in sorted(keys)}
     for source in ("dataset", "ood"):  # what a recipe sets stands in `players` and `train`
         chosen.get(source, {}).pop("recipe", None)
     chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in WATCHING}
     return chosen
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as nested dicts, lists, numbers and texts."""
+    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def config_hash(chosen: dict[str, Any]) -> str:

@@ -18,12 +18,11 @@ from mosaickd.build import (
     build,
     build_players,
     parameters_of,
-    plain,
     scratch_config,
     teacher_path,
     try_players,
 )
-from mosaickd.config import identity, images_of, needs
+from mosaickd.config import identity, images_of, needs, plain
 from mosaickd.data.loader import Normalize, ResidentLoader, TestBatches
 from mosaickd.data.source import ImageSet, Source
 from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
@@ -124,7 +123,6 @@ class Fit:
             stateful=stateful,
             draw_samples=self.sample_grids(),
             on_best=self.save_best,
-            config_hash=result["config_hash"],
             iterate=iterate,
         )
         status = "failed"
@@ -258,7 +256,7 @@ class Fit:
             teacher=self.teacher,
             normalize=self.normalize,
             latents=latents,
-            images=chosen.to(self.device).float() / 255,
+            images=chosen.float() / 255,
             autocast=self.autocast,
         )
 
@@ -272,24 +270,24 @@ class Fit:
         """
         cfg = self.cfg
         assert self.teacher is not None
+        recipe: DictConfig | None = None  # of a teacher that is looked for, not named
         if cfg.teacher.get("checkpoint") is not None:
             path = Path(cfg.teacher.checkpoint).expanduser()
         else:
             path = teacher_path(cfg)
-            home = path.parent
-            if cut_short is not None and not path.exists() and cfg.teacher_missing != "error":
-                home = self.folder / "teacher"
+            own = cut_short is not None and not path.exists() and cfg.teacher_missing != "error"
+            recipe = scratch_config(cfg, cfg.teacher, cut_short if own else None)
+            if own:
                 log.info("no teacher at %s, and this run is cut to %d steps: so is the teacher it "
                          "trains for itself; its numbers mean little", path, cut_short)  # fmt: skip
-                path = home / path.name
+                path = self.folder / "teacher" / path.name
 
             def train() -> Path:
-                folder = home / f"{cfg.teacher.name}-training"
+                folder = path.with_name(f"{path.stem}-training")
                 folder.mkdir(parents=True, exist_ok=True)
-                teacher_cfg = scratch_config(cfg, cfg.teacher, cut_short)
                 try:
                     with owned(folder):
-                        self.run(teacher_cfg, folder, self.interruption, group="teachers")
+                        self.run(recipe, folder, self.interruption, group="teachers")
                 except UserError as error:
                     raise UserError(
                         f"while training the teacher {cfg.teacher.name} ({error}); its recipe is "
@@ -299,10 +297,8 @@ class Fit:
 
             teachers.obtain(path, missing=cfg.teacher_missing, train=train)
         record = teachers.load(self.teacher, path)
-        if cfg.teacher.get("checkpoint") is None and "recipe" in record:
-            steps = cut_short if path.is_relative_to(self.folder) else None
-            wanted = identity(scratch_config(cfg, cfg.teacher, steps))
-            teachers.check_recipe(config.differences(record["recipe"], wanted), path)
+        if recipe is not None and "recipe" in record:
+            teachers.check_recipe(config.differences(record["recipe"], identity(recipe)), path)
         with torch.compiler.set_stance("force_eager"):
             accuracy = evaluate(self.teacher, self.test_batches, autocast=self.autocast).top1
         log.info("teacher %s: %.2f %% on %s", path, accuracy, cfg.dataset.name)

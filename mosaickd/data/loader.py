@@ -31,7 +31,32 @@ class Normalize(nn.Module):
         return (images.float() - self.mean) / self.std
 
 
-class ResidentLoader:
+class Resident:
+    """uint8 images on the device, made into normalised float batches there."""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        channels_last: bool = True,
+    ) -> None:
+        self.images = data.images.to(device)
+        self.labels = data.labels.to(device)
+        self.batch_size = batch_size
+        self.normalize = Normalize(mean, std).to(device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> normalised float, in the layout that the networks want."""
+        pixels = self.normalize(images.float().div_(255))
+        return pixels.contiguous(memory_format=self.memory_format)
+
+
+class ResidentLoader(Resident):
     """Endless shuffled batches of one image set.
 
     Every batch has `batch_size` images: one that reaches the end of a permutation goes on with
@@ -58,13 +83,16 @@ class ResidentLoader:
                 f"train.batch_size: a batch of {batch_size} is larger than {name}, which has "
                 f"{len(data)} training images; choose at most train.batch_size={len(data)}"
             )
-        self.images = data.images.to(device)
-        self.labels = data.labels.to(device)
-        self.batch_size = batch_size
-        self.normalize = Normalize(mean, std).to(device)
+        super().__init__(
+            data,
+            batch_size=batch_size,
+            mean=mean,
+            std=std,
+            device=device,
+            channels_last=channels_last,
+        )
         self.augment = augment
         self.padding = data.images.shape[-1] // 8  # 4 pixels at 32x32, as everywhere on CIFAR
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.rng = torch.Generator(device).manual_seed(seed)
         self.position = 0
         self._shuffle()
@@ -83,8 +111,7 @@ class ResidentLoader:
         images = self.images[index]
         if self.augment:
             images = random_crop_and_flip(images, self.padding, self.rng)
-        images = self.normalize(images.float().div_(255))
-        return images.contiguous(memory_format=self.memory_format), self.labels[index]
+        return self.prepare(images), self.labels[index]
 
     def _shuffle(self) -> None:
         self.before_shuffle = self.rng.get_state()
@@ -107,34 +134,17 @@ class ResidentLoader:
         self.rng.set_state(state["rng"])
 
 
-class TestBatches:
-    """All images of a set once, in order, normalised: what `evaluate` iterates over."""
+class TestBatches(Resident):
+    """All images of a set once, in order: what `evaluate` iterates over."""
 
     __test__ = False  # a name that pytest would collect
-
-    def __init__(
-        self,
-        data: ImageSet,
-        *,
-        batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        channels_last: bool = True,
-    ) -> None:
-        self.images = data.images.to(device)
-        self.labels = data.labels.to(device)
-        self.batch_size = batch_size
-        self.normalize = Normalize(mean, std).to(device)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         pairs = zip(
             self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
         )
         for images, labels in pairs:
-            pixels = self.normalize(images.float().div_(255))
-            yield pixels.contiguous(memory_format=self.memory_format), labels
+            yield self.prepare(images), labels
 
 
 def random_crop_and_flip(images: Tensor, padding: int, rng: torch.Generator) -> Tensor:

@@ -126,6 +126,12 @@ class Progression:
 class NonFiniteLoss(UserError):
     """A loss became NaN or infinite: nothing after that step is worth keeping."""
 
+    def __init__(self, player: str, what: str) -> None:
+        super().__init__(
+            f"the {player}'s {what}; stopped. The last good checkpoint is kept. Try a smaller "
+            f"learning rate (players.{player}.optimizer.lr), train.clip=1 or train.precision=fp32"
+        )
+
 
 @dataclass
 class Loop:
@@ -147,8 +153,7 @@ class Loop:
     stateful: Mapping[str, Any]  # anything else with a state: noise generators
     draw_samples: Callable[[Path], bool]  # draws the sample grids; False: nothing to draw
     on_best: Callable[[Progression], None]  # called when an evaluation was the best so far
-    config_hash: str = ""
-    iterate: Callable[[Batch], list[Played]] | None = None  # e.g. a captured CUDA graph
+    iterate: Callable[[Batch], list[Played]]  # the game's own, or its captured CUDA graph
 
     def __post_init__(self) -> None:
         self.at = Progression()
@@ -198,7 +203,7 @@ class Loop:
             name: [Images(*next(self.loaders[name])) for _ in range(stream.draws)]
             for name, stream in streams.items()
         }
-        played = (self.iterate or self.game.iterate)(batch)
+        played = self.iterate(batch)
         self.at.step += 1
         self._pending.append((self.at.step, played))
         self.progress.advance(self.at.step)
@@ -219,11 +224,7 @@ class Loop:
         for (step, _), row in zip(self._pending, values, strict=True):
             for (player, name), value in zip(names, row, strict=True):
                 if not math.isfinite(value):
-                    raise NonFiniteLoss(
-                        f"the {player}'s loss {name!r} is {value} at step {step}; stopped. The "
-                        f"last good checkpoint is kept. Try a smaller learning rate "
-                        f"(players.{player}.optimizer.lr), train.clip=1 or train.precision=fp32"
-                    )
+                    raise NonFiniteLoss(player, f"loss {name!r} is {value} at step {step}")
         now = time.perf_counter()
         seconds = (now - self._flushed_at) / len(self._pending)
         self._flushed_at = now
@@ -287,7 +288,6 @@ class Loop:
         self.check_weights()
         self.count_time()
         state = {
-            "config_hash": self.config_hash,
             "progression": vars(self.at),
             "game": self.game.state_dict(),
             "loaders": {name: loader.state_dict() for name, loader in self.loaders.items()},
@@ -306,11 +306,7 @@ class Loop:
         for name, player in self.game.players.items():
             finite = torch.stack([p.isfinite().all() for p in player.parameters])
             if not finite.all():
-                raise NonFiniteLoss(
-                    f"the {name}'s weights are not finite after step {self.at.step}; stopped. The "
-                    f"last good checkpoint is kept. Try a smaller learning rate "
-                    f"(players.{name}.optimizer.lr), train.clip=1 or train.precision=fp32"
-                )
+                raise NonFiniteLoss(name, f"weights are not finite after step {self.at.step}")
 
     def resume(self) -> None:
         """Go on from the folder's last checkpoint, if it has one."""

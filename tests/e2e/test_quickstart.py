@@ -113,7 +113,9 @@ def test_what_is_written_is_strict_json(quickstart: tuple[Outcome, Path]) -> Non
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
-    for path in [*quickstart[1].rglob("*.json"), *quickstart[1].rglob("*.jsonl")]:
+    paths = [*quickstart[1].rglob("*.json"), *quickstart[1].rglob("*.jsonl")]
+    assert {"result.json", "config.json", "metrics.jsonl"} <= {path.name for path in paths}
+    for path in paths:
         texts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         for text in texts:
             json.loads(text, parse_constant=refuse)
