@@ -24,23 +24,26 @@ from rich.table import Table
 
 from benchmarks.reference_style import reference_iteration
 from mosaickd import config
-from mosaickd.build import build, build_players
+from mosaickd.build import build_players
 from mosaickd.command_line import run_command
-from mosaickd.config import CONF, needs, register
-from mosaickd.data.loader import Normalize
-from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
+from mosaickd.config import CONF, register
+from mosaickd.engine.device import autocast_for, choose_device, describe
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.loop import Game
 from mosaickd.launch import versions
-from mosaickd.methods.base import Batch, Images, Latents, Method
+from mosaickd.methods.base import Batch, Images
+from mosaickd.parts import Parts
 from mosaickd.report import console
+
+STEPS = 10_000  # of the run that an iteration is thought to belong to
+INSTANCES = 50_000  # images of the set that its batch is thought to come from
 
 
 class Bench:
     """The parts of one config on random images, built as the launcher builds them."""
 
     def __init__(self, cfg: DictConfig, mode: str, classes: int) -> None:
-        self.cfg = cfg
+        self.cfg = cfg = cfg.copy()
         self.mode = mode
         self.device = choose_device(cfg.device)
         reference = mode == "reference"
@@ -50,11 +53,12 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.precision, autocast = autocast_for(self.device, precision)
-        self.method = self.build_method(classes)
-        if mode == "compiled":
-            for name, module in vars(self.method).items():
-                if isinstance(module, torch.nn.Module) and not isinstance(module, Normalize):
-                    compile_network(module, frozen=name == "teacher")
+        cfg.train.channels_last = self.channels_last
+        cfg.train.compile = mode == "compiled"
+        parts = Parts(
+            cfg, device=self.device, num_classes=classes, instances=INSTANCES, steps=STEPS
+        )
+        self.method = parts.method
         self.batch = self.build_batch()
         self.turns: dict[str, float] = {}
         self.last = 0.0
@@ -64,39 +68,14 @@ class Bench:
             self.iterate = reference_iteration(self.method)
             return
         cfg.train.cuda_graph = mode == "graph"
-        players = build_players(cfg, self.method, steps=10_000)
+        players = build_players(cfg, self.method, steps=STEPS)
         game = Game(self.method, players, autocast)
         game.train()
-        latents = getattr(self.method, "latents", None)
         if mode == "graph":
-            self.iterate = CapturedGame(
-                game, [*([latents.rng] if latents else []), *self.method.generators]
-            )
+            self.iterate = CapturedGame(game, parts.generators)
         else:
             self.iterate = game.iterate
             self.game = game
-
-    def build_method(self, classes: int) -> Method:
-        cfg, size = self.cfg, self.cfg.dataset.image_size
-        torch.manual_seed(0)
-        parts: dict[str, Any] = {
-            "student": build(cfg.student, num_classes=classes),
-            "teacher": build(cfg.teacher, num_classes=classes).requires_grad_(False).eval(),
-        }
-        if cfg.generator is not None:
-            parts["generator"] = build(cfg.generator, image_size=size)
-            parts["latents"] = Latents(parts["generator"].latent_dim, self.device, 0)
-        if cfg.discriminator is not None:
-            parts["discriminator"] = build(cfg.discriminator)
-        for module in parts.values():
-            if isinstance(module, torch.nn.Module):
-                module.to(self.device)
-                if self.channels_last:
-                    module.to(memory_format=torch.channels_last)
-        parts["normalize"] = Normalize(cfg.dataset.mean, cfg.dataset.std).to(self.device)
-        parts["batch_size"] = cfg.train.batch_size
-        method: Method = build(cfg.method, **{name: parts[name] for name in needs(cfg)})
-        return method
 
     def build_batch(self) -> Batch:
         """One draw of every stream, kept for all iterations: data loading is not timed."""
@@ -106,7 +85,8 @@ class Bench:
         def draw() -> Images:
             pixels = torch.randn(cfg.train.batch_size, 3, size, size, device=self.device)
             labels = torch.zeros(len(pixels), dtype=torch.int64, device=self.device)
-            return Images(pixels.contiguous(memory_format=memory_format), labels)
+            indices = torch.arange(len(pixels), device=self.device)
+            return Images(pixels.contiguous(memory_format=memory_format), labels, indices)
 
         return {
             name: [draw() for _ in range(stream.draws)]

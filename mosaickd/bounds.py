@@ -35,4 +35,5 @@ class Range:
 NonNegative = Annotated[float, Range(low=0)]
 Positive = Annotated[float, Range(low=0, above=True)]
 Fraction = Annotated[float, Range(low=0, high=1)]
+LogBase = Annotated[float, Range(low=1, above=True)]
 Count = Annotated[int, Range(low=1)]

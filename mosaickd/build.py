@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,11 +59,17 @@ def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Play
             module,
             instantiate(cfg.players[name].optimizer, _convert_="all"),
             instantiate(cfg.players[name].schedule, _convert_="all"),
-            steps=steps,
+            steps=method.iterations(name, steps),
             clip=cfg.train.clip,
             capturable=cfg.train.cuda_graph,
         )
     return players
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Independent random numbers for each purpose, all decided by the run's seed."""
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
 
 
 def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None) -> DictConfig:
@@ -75,7 +82,7 @@ def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None)
     scratch.tracker = cfg.tracker
     scratch.device = cfg.device
     for setting in cfg.train:  # how it computes and is watched; how long is the recipe's
-        if setting not in ("epochs", "batch_size", "eval_every", "clip"):
+        if setting not in ("epochs", "epoch_steps", "batch_size", "eval_every", "clip"):
             scratch.train[setting] = cfg.train[setting]
     scratch.train.steps = steps
     return scratch

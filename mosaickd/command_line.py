@@ -26,7 +26,7 @@ from mosaickd.errors import UserError
 #: Groups, and the folder that each one's choices lie in.
 GROUPS = {
     **{folder.name: folder for folder in sorted(CONF.iterdir()) if folder.is_dir()},
-    **{name: SWEEPS / name for name in ("sweep", "pair")},
+    **{name: SWEEPS / name for name in ("sweep", "pair", "ablation")},
     **{"teacher": CONF / "model", "student": CONF / "model", "ood": CONF / "dataset"},
 }
 
@@ -74,8 +74,8 @@ class SweepSummary(Callback):
 
     @classmethod
     def show(cls) -> None:
-        if cls.folder and report.find_results(cls.folder):
-            report.console().print(report.sweep_table(cls.folder))
+        if cls.folder:
+            report.show_sweep(cls.folder)
 
 
 def explain(error: Exception, arguments: list[str]) -> str:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 import sys
 import types
 import typing
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -46,10 +47,12 @@ SUPPLIED = {
     "reader": {"root", "split", "image_size"},
     "model": {"num_classes"},
     "generator": {"image_size"},
-    "discriminator": set[str](),
+    "discriminator": {"image_size"},
     "method": {
         *("student", "teacher", "generator", "discriminator"),
-        *("normalize", "latents", "batch_size"),
+        *("student_features", "teacher_features", "student_embedding", "teacher_embedding"),
+        *("teacher_statistics", "normalize", "latents", "augment", "rng"),
+        *("batch_size", "num_classes", "image_size", "instances", "steps"),
     },
     "optimizer": {"params"},
     "schedule": {"optimizer", "steps"},
@@ -58,6 +61,9 @@ SUPPLIED = {
 
 #: Settings of `train` that say how a run is watched, not what it computes.
 WATCHING = {"eval_every", "checkpoint_every", "log_every", "eval_batch_size"}
+
+#: Settings of `train` that say how a run computes, and change no more than roundings.
+COMPUTING = {"precision", "channels_last", "compile", "cuda_graph", "deterministic"}
 
 
 class TeacherMissing(StrEnum):
@@ -82,6 +88,8 @@ class Root:
     train: TrainSettings = field(default_factory=TrainSettings)
     tracker: Any = None
     cell: str = ""
+    ood_subset: bool = False
+    ood_subset_size: int | None = None
     seed: int = 0
     device: str = "auto"
     force: bool = False
@@ -143,9 +151,18 @@ def validate(cfg: DictConfig) -> None:
     if cfg.train.steps is None and cfg.train.epochs is None:
         raise UserError("train.steps and train.epochs are both null: say how long to train")
 
+    check_node(cfg.method, "method", "method")
+    if images_of(cfg) == "ood" and cfg.ood is None:
+        raise UserError(
+            f"method={cfg.method.name} distils from out-of-domain images and there are none: "
+            "choose some with ood=NAME (data-free methods: dfq, dafl, zskt, deepinv)"
+        )
+    if cfg.ood_subset_size is not None and cfg.ood_subset_size < 1:
+        raise UserError(f"ood_subset_size must be at least 1, got {cfg.ood_subset_size}")
     kinds = {"dataset": "dataset", "ood": "dataset", "teacher": "model", "student": "model"}
-    for name in ("method", "dataset", "ood", "teacher", "student"):
-        check_node(cfg[name], name, kinds.get(name, name))
+    for name in ("dataset", "ood", "teacher", "student"):
+        if name != "ood" or cfg.ood is not None:
+            check_node(cfg[name], name, kinds[name])
     for part in needs(cfg) & {"generator", "discriminator"}:
         check_node(cfg[part], part, part)
     if cfg.student.get("checkpoint") is not None:
@@ -169,9 +186,9 @@ def needs(cfg: DictConfig) -> set[str]:
     return SUPPLIED["method"] & set(inspect.signature(target).parameters)
 
 
-def images_of(cfg: DictConfig) -> str:
-    """Which image source the method trains on."""
-    return "ood" if "teacher" in needs(cfg) else "dataset"
+def images_of(cfg: DictConfig) -> Literal["dataset", "ood"] | None:
+    """Which image source the method trains on, if on any: its class says so."""
+    return getattr(_target(cfg.method, "method"), "source", "ood")
 
 
 def check_node(node: Any, path: str, kind: str) -> None:
@@ -277,10 +294,16 @@ def _check_overrides(cfg: DictConfig) -> None:
             "two cells would share a folder. Give one or the other"
         )
     used = needs(cfg) | {"dataset", "student", images_of(cfg)}
+    nulls = {override for override in given if override.endswith("=null")}
     for part in ("teacher", "ood"):
-        if part not in used and any(k == part or k.startswith(f"{part}.") for k in keys):
+        said = {k for k in keys if k == part or k.startswith((f"{part}.", f"{part}_subset"))}
+        if part not in used and said and f"{part}=null" not in nulls:
             raise UserError(
-                f"{part} has no effect with method={cfg.method.name}, which uses none: leave it out"
+                f"{said.pop()} has no effect with method={cfg.method.name}, which uses no {part} "
+                "images: leave it out"
+                if part == "ood"
+                else f"{said.pop()} has no effect with method={cfg.method.name}, which has no "
+                "teacher: leave it out"
             )
 
 
@@ -302,15 +325,39 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide what a run computes: two runs that agree here are the same run."""
-    parts = needs(cfg)
-    keys = {"dataset", "student", "method", "players", "train", "seed", images_of(cfg)}
-    keys |= parts & {"teacher", "generator", "discriminator"}
+    keys = {"dataset", "student", "method", "players", "train", "seed"}
+    keys |= needs(cfg) & {"teacher", "generator", "discriminator"}
+    if (source := images_of(cfg)) is not None:
+        keys.add(source)
+    if source == "ood" and cfg.ood_subset:
+        keys |= {"ood_subset", "ood_subset_size"}
     content = plain(cfg)
     chosen = {key: content[key] for key in sorted(keys)}
-    for source in ("dataset", "ood"):  # what a recipe sets stands in `players` and `train`
-        chosen.get(source, {}).pop("recipe", None)
+    for images in chosen.keys() & {"dataset", "ood"}:
+        for hint in ("recipe", "train_size"):  # what these decide stands elsewhere
+            chosen[images].pop(hint, None)
     chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in WATCHING}
     return chosen
+
+
+#: Overrides that choose a row and column of a table, or how a run is computed and watched; every
+#: other one makes it another experiment than the recipe of its method.
+PLAIN_OVERRIDES = re.compile(
+    r"(method|dataset|ood|teacher|student|pair|sweep|tracker|seed|device|force|ood_subset"
+    r"|teacher_missing|teachers_dir|train)=|tracker\.|hydra[./]|(dataset|ood)\.root=|"
+    r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|"
+    rf"train\.({'|'.join(sorted(WATCHING | COMPUTING))})="
+)
+
+
+def variant() -> str | None:
+    """How the run's command departs from its method's recipe; None where it doesn't."""
+    if not HydraConfig.initialized():
+        return None
+    given = [override.lstrip("+~") for override in HydraConfig.get().overrides.task]
+    departures = [o for o in given if not PLAIN_OVERRIDES.match(o) and not o.endswith("=null")]
+    departures += [o for o in given if o in ("train=cpu", "train=smoke")]
+    return ", ".join(sorted(departures)) or None
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

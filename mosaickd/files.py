@@ -57,14 +57,18 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+class InUse(UserError):
+    """A folder belongs to another process at the moment."""
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; another process gets a UserError. A kill releases it."""
+    """Hold `folder` for this process; another process gets InUse. A kill releases it."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
+        raise InUse(
             f"{folder} is in use by another process: wait until it ends, or choose another "
             "folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
         ) from None

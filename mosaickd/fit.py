@@ -11,31 +11,41 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor
 
 from mosaickd import config, teachers
 from mosaickd.build import (
     build,
     build_players,
-    parameters_of,
+    derived_seed,
     scratch_config,
     teacher_path,
     try_players,
 )
-from mosaickd.config import identity, images_of, needs, plain
-from mosaickd.data.loader import Normalize, ResidentLoader, TestBatches
+from mosaickd.config import identity, images_of, plain
+from mosaickd.data.loader import (
+    BalancedLoader,
+    Normalize,
+    ResidentLoader,
+    TestBatches,
+    check_batch_size,
+)
 from mosaickd.data.source import ImageSet, Source
-from mosaickd.engine.device import autocast_for, choose_device, compile_network, describe
+from mosaickd.data.subset import fingerprint, most_uncertain
+from mosaickd.engine.device import autocast_for, choose_device, describe
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import Game, Loop, Played, Progression
+from mosaickd.engine.predict import predict
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
 from mosaickd.errors import UserError
 from mosaickd.files import owned
-from mosaickd.methods.base import Batch, Latents, Method, SourceName
+from mosaickd.losses import entropy
+from mosaickd.methods.base import Batch, Latents, SourceName
 from mosaickd.models.weights import save_weights
+from mosaickd.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +89,37 @@ class Fit:
         """Build everything, obtain the teacher, play the game, keep the student."""
         cfg, result = self.cfg, self.result
         try_players(cfg)
-        self.build_parts()
-        loaders = self.build_loaders()
-        epoch = len(next(iter(loaders.values())))
-        recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs else None
+        self.load_images()
+        epoch = self.epoch_steps()
+        recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs and epoch else None
         steps: int | None = cfg.train.steps or recipe
-        assert steps is not None  # validate() saw to it
+        if steps is None:
+            raise UserError(
+                f"method={cfg.method.name} trains on no images, so train.epochs says nothing "
+                "without train.epoch_steps: set it, or train.steps"
+            )
         cut_short = recipe is not None and steps < recipe
+        self.parts = Parts(
+            cfg,
+            device=self.device,
+            num_classes=len(self.test.classes),
+            instances=self.count_of("ood"),
+            steps=steps,
+        )
+        self.student, self.teacher = self.parts.student, self.parts.teacher
+        self.method = self.parts.method
+        if cfg.train.cuda_graph and not self.method.uniform:
+            raise UserError(
+                f"train.cuda_graph=true captures one iteration for all, and those of method="
+                f"{cfg.method.name} are not all alike: leave it out"
+            )
         game = Game(self.method, build_players(cfg, self.method, steps), self.autocast)
 
         if self.teacher is not None:
             result["teacher_accuracy"] = self.prepare_teacher(steps if cut_short else None)
+        if cfg.ood_subset and "ood" in self.images:
+            self.choose_subset()
+        loaders = self.build_loaders()
 
         log.info("%s: %d steps of %d images, on %s",
                  self.title, steps, cfg.train.batch_size, result["device"])  # fmt: skip
@@ -101,11 +131,9 @@ class Fit:
             group=self.group,
         )
         iterate: Callable[[Batch], list[Played]] = game.iterate
-        stateful = {"latents": self.latents} if self.latents else {}
         if cfg.train.cuda_graph:
-            generators = [part.rng for part in stateful.values()]
-            iterate = CapturedGame(game, [*generators, *self.method.generators])
-        every = cfg.train.eval_every or epoch
+            iterate = CapturedGame(game, self.parts.generators)
+        every = cfg.train.eval_every or epoch or steps
         loop = Loop(
             game=game,
             loaders=loaders,
@@ -120,7 +148,7 @@ class Fit:
             tracker=tracker,
             progress=Progress(self.title, steps),
             interruption=self.interruption,
-            stateful=stateful,
+            stateful=self.parts.stateful,
             draw_samples=self.sample_grids(),
             on_best=self.save_best,
             iterate=iterate,
@@ -143,13 +171,14 @@ class Fit:
             summary = {"accuracy": at.accuracy, "teacher_accuracy": result["teacher_accuracy"]}
             tracker.finish(status, summary)
 
-    # -------------------------------------------------------------------------------- the parts
+    # ------------------------------------------------------------------------------- the images
 
-    def build_parts(self) -> None:
-        """Sources and networks, and the method that plays with them."""
+    def load_images(self) -> None:
+        """The test images, and those that the method trains on."""
         cfg = self.cfg
         self.sources: dict[SourceName, Source] = {"dataset": build(cfg.dataset)}
-        if images_of(cfg) == "ood":
+        source = images_of(cfg)
+        if source == "ood":
             self.sources["ood"] = build(cfg.ood)
         dataset = self.sources["dataset"]
         if "ood" in self.sources and self.sources["ood"].image_size != dataset.image_size:
@@ -158,8 +187,6 @@ class Fit:
                 f"{self.sources['ood'].image_size}: give both the same"
             )
         self.test = dataset.load("test")
-        self.classes = len(self.test.classes)
-        self.normalize = Normalize(dataset.mean, dataset.std).to(self.device)
         self.test_batches = TestBatches(
             self.test,
             batch_size=cfg.train.eval_batch_size,
@@ -168,70 +195,103 @@ class Fit:
             device=self.device,
             channels_last=cfg.train.channels_last,
         )
-        parts = needs(cfg)
-        self.student = self.build_classifier("student")
-        self.teacher = None
-        self.latents: Latents | None = None
-        available: dict[str, Any] = {
-            "student": self.student,
-            "normalize": self.normalize,
-            "batch_size": cfg.train.batch_size,
-        }
-        if "teacher" in parts:
-            self.teacher = self.build_classifier("teacher").requires_grad_(False).eval()
-            available["teacher"] = self.teacher
-        if "generator" in parts:
-            generator = self.build_network("generator", image_size=dataset.image_size)
-            self.latents = Latents(cfg.generator.latent_dim, self.device, self.seed("latents"))
-            available |= {"generator": generator, "latents": self.latents}
-        if "discriminator" in parts:
-            available["discriminator"] = self.build_network("discriminator")
-        self.method: Method = build(cfg.method, **{name: available[name] for name in parts})
+        self.images: dict[SourceName, ImageSet] = {}
+        if source is not None:
+            self.images[source] = self.sources[source].load("train")
+            count = self.count_of(source)
+            check_batch_size(cfg.train.batch_size, count, self.sources[source].name)
 
-    def build_classifier(self, role: str) -> nn.Module:
-        """A student or teacher, checked to map this data set's images to its classes."""
-        node = self.cfg[role]
-        accepted = parameters_of(node)
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())  # torchvision, timm
-        named = "num_classes" in accepted or (takes_any and "num_classes" not in node)
-        supplied = {"num_classes": self.classes} if named else {}
-        model = self.build_network(role, **supplied)
-        size = self.sources["dataset"].image_size
-        training = model.training
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            shape = tuple(model.eval()(torch.zeros(1, 3, size, size, device=self.device)).shape)
-        model.train(training)
-        if shape != (1, self.classes):
+    def count_of(self, source: SourceName) -> int:
+        """How many images the method has to train on."""
+        available = len(self.images.get(source, ()))
+        if source != "ood" or not self.cfg.ood_subset:
+            return available
+        count = self.cfg.ood_subset_size or self.sources["dataset"].train_size
+        if count is None:
             raise UserError(
-                f"{role}: {node.name} maps one image to an output of shape {list(shape)}, but "
-                f"{self.cfg.dataset.name} has {self.classes} classes here"
+                "ood_subset=true takes as many images as the teacher had, and dataset.train_size "
+                "doesn't say how many those were: set ood_subset_size=N"
             )
-        return model
+        if count > available:
+            raise UserError(
+                f"ood_subset=true wants {count} images, and {self.sources['ood'].name} has "
+                f"{available}: set ood_subset_size=N to fewer, or leave out ood_subset"
+            )
+        return int(count)
 
-    def build_network(self, role: str, **supplied: Any) -> nn.Module:
-        """A network on the device, its initial weights decided by the seed and its role alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed(role))
-            network: nn.Module = build(self.cfg[role], **supplied)
-        if self.cfg.train.channels_last:
-            network = network.to(memory_format=torch.channels_last)
-        network = network.to(self.device)
-        if self.cfg.train.compile:
-            compile_network(network, frozen=role == "teacher")
-        return network
+    def epoch_steps(self) -> int | None:
+        """Iterations of an epoch: a setting, or one pass over the images. None: no images."""
+        train = self.cfg.train
+        if train.epoch_steps is not None or not self.images:
+            return train.epoch_steps
+        (source,) = self.images
+        return -(-self.count_of(source) // train.batch_size)
+
+    def choose_subset(self) -> None:
+        """Of the OOD images, keep those that the teacher is least sure about (its appendix)."""
+        images, teacher = self.images["ood"], self.teacher
+        assert teacher is not None
+        count, source = self.count_of("ood"), self.sources["ood"]
+        dataset = self.sources["dataset"]
+        chosen_by = hashlib.sha256(f"{dataset.mean} {dataset.std}".encode())
+        for name, value in teacher.state_dict().items():
+            chosen_by.update(name.encode())
+            chosen_by.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        chosen_by.update(fingerprint(images).encode())
+        folder = Path(self.cfg.teachers_dir) / dataset.label / "subsets"
+        name = f"{source.label}-{count}-by-{self.cfg.teacher.name}-{chosen_by.hexdigest()[:16]}"
+        kept = most_uncertain(
+            lambda: self.ask_teacher(images, entropy, "asking the teacher about all OOD images"),
+            count=count,
+            path=folder / f"{name}.safetensors",
+            what=source.name,
+        )
+        self.images["ood"] = ImageSet(
+            images.images[kept].contiguous(), images.labels[kept], images.classes
+        )
+
+    def ask_teacher(
+        self,
+        images: ImageSet,
+        question: Callable[[Tensor], Tensor],
+        what: str,
+        statistics: SourceName = "dataset",
+    ) -> Tensor:
+        """`question` (logits [B, C] -> [B]) of the teacher's logits for each image, unaugmented."""
+        assert self.teacher is not None
+        source = self.sources[statistics]
+        normalize = Normalize(source.mean, source.std).to(self.device)
+        return predict(
+            self.teacher,
+            images.images,
+            question,
+            prepare=lambda batch: normalize(batch.float() / 255),
+            what=what,
+            batch_size=self.cfg.train.eval_batch_size,
+            device=self.device,
+            autocast=self.autocast,
+            check=self.interruption.check,
+        )
 
     def build_loaders(self) -> dict[str, ResidentLoader]:
         """One loader a stream of the method; streams of the same source share its images."""
         train = self.cfg.train
-        images = {s.source: None for s in self.method.streams.values()}
-        self.images: dict[SourceName, ImageSet] = {
-            name: self.sources[name].load("train").to(self.device) for name in images
-        }
+        self.images = {name: images.to(self.device) for name, images in self.images.items()}
         loaders = {}
         for name, stream in self.method.streams.items():
             statistics = self.sources[stream.statistics]
             data = self.images[stream.source]
-            loaders[name] = ResidentLoader(
+            kind = ResidentLoader
+            if stream.balanced:
+                predicted = self.ask_teacher(
+                    data,
+                    lambda logits: logits.argmax(dim=1),
+                    f"asking the teacher for the classes of {self.sources[stream.source].name}",
+                    stream.statistics,
+                )
+                data = ImageSet(data.images, predicted.to(self.device), self.test.classes)
+                kind = BalancedLoader
+            loaders[name] = kind(
                 data,
                 batch_size=train.batch_size,
                 mean=statistics.mean,
@@ -246,17 +306,18 @@ class Fit:
 
     def sample_grids(self) -> SampleGrids:
         """Fixed noise and fixed images, so that grids of different steps can be compared."""
-        latents = None
-        if self.latents:
-            latents = Latents(self.latents.dim, self.device, self.seed("samples"))(SAMPLES)
-        images = next(iter(self.images.values())).images
-        chosen = images[:: max(1, len(images) // SAMPLES)][:SAMPLES]
+        latents = chosen = None
+        if "latents" in self.parts.wanted:
+            latents = Latents(self.parts.latents.dim, self.device, self.seed("samples"))(SAMPLES)
+        for images in self.images.values():
+            chosen = images.images[:: max(1, len(images) // SAMPLES)][:SAMPLES]
+            chosen = self.parts.in_domain(chosen.float() / 255)
         return SampleGrids(
             self.method,
             teacher=self.teacher,
-            normalize=self.normalize,
+            denormalize=self.parts.in_domain.inverse,
             latents=latents,
-            images=chosen.float() / 255,
+            images=chosen,
             autocast=self.autocast,
         )
 
@@ -316,9 +377,7 @@ class Fit:
         return f"{r['method']}: {images}, {pair}, seed {r['seed']}"
 
     def seed(self, purpose: str) -> int:
-        """Independent random numbers for each purpose, all decided by the run's seed."""
-        digest = hashlib.sha256(f"{self.cfg.seed} {purpose}".encode()).digest()
-        return int.from_bytes(digest[:7], "big")
+        return derived_seed(self.cfg.seed, purpose)
 
     def save_best(self, at: Progression) -> None:
         metadata = {"step": at.step, "accuracy": at.accuracy["best"]}

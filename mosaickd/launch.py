@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -21,7 +22,7 @@ from mosaickd.config import config_hash, identity, images_of, needs
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import Progression
 from mosaickd.errors import UserError
-from mosaickd.files import owned, read_json, remove_temporaries, write_json
+from mosaickd.files import InUse, owned, read_json, remove_temporaries, write_json
 from mosaickd.fit import Fit
 
 log = logging.getLogger(__name__)
@@ -36,18 +37,27 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     """The task of a Hydra job: validate, run, show. Returns what result.json says."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    group = hydra.runtime.choices.get("sweep") if hydra.mode == RunMode.MULTIRUN else None
+    sweeping = hydra.mode == RunMode.MULTIRUN
+    group = hydra.runtime.choices.get("sweep") if sweeping else None
     interruption = Interruption()
     try:
         config.validate(cfg)
         with interruption.handling(), owned(folder):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
+    except InUse:
+        if not sweeping:
+            raise
+        log.info("%s is being run by another process: left to it", folder)
+        return {"status": "running elsewhere"}
     except UserError as error:
         # A sweep goes on with its next cell, so each cell's mistake is told where it happens;
         # a single run's is the last thing that the command prints.
-        log.error("%s: %s", folder, error, extra={"console": hydra.mode == RunMode.MULTIRUN})
+        log.error("%s: %s", folder, error, extra={"console": sweeping})
         raise
+    finally:
+        if sweeping:
+            release_memory()
     report.show_run(folder)
     return result
 
@@ -87,9 +97,11 @@ def run(
         "method": cfg.method.name,
         "dataset": cfg.dataset.name,
         "ood": cfg.ood.name if images_of(cfg) == "ood" else None,
+        "ood_subset": bool(images_of(cfg) == "ood" and cfg.ood_subset),
         "teacher": cfg.teacher.name if "teacher" in parts else None,
         "student": cfg.student.name,
         "seed": cfg.seed,
+        "variant": config.variant(),
         # What an earlier session of this run came to stays true until this one gets further.
         "accuracy": before.get("accuracy", Progression().accuracy),
         "teacher_accuracy": before.get("teacher_accuracy"),
@@ -153,6 +165,14 @@ def clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def release_memory() -> None:
+    """Between the cells of a sweep: what one has used is the next one's."""
+    gc.collect()  # a run's parts refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def versions() -> dict[str, str]:

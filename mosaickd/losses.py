@@ -1,8 +1,8 @@
 """The equations: pure functions of tensors.
 
-Equation numbers are those of Fang et al., "Mosaicking to Distill: Knowledge Distillation from
-Out-of-Domain Data", NeurIPS 2021. Logits may come in bfloat16 from autocast; every function
-computes in float32, because differences of log-probabilities lose their meaning in 8 bits.
+Equation numbers without a name are those of Fang et al., "Mosaicking to Distill: Knowledge
+Distillation from Out-of-Domain Data", NeurIPS 2021. Logits may come in bfloat16 from autocast;
+every function computes in float32, because differences of log-probabilities lose their meaning in 8 bits.
 
 Where one formula can be rounded in several ways, it stands here as the reference rounds it: a few
 steps at rate 0.1 amplify the last bit of a loss until 0.2 % of the student's weights differ.
@@ -11,6 +11,7 @@ steps at rate 0.1 amplify the last bit of a loss until 0.2 % of the student's we
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,14 +50,23 @@ def label_alignment(teacher: Tensor) -> Tensor:
     return entropy(teacher).mean()
 
 
-def class_balance(teacher: Tensor) -> Tensor:
-    """Keep the generator from collapsing to few classes (appendix): Σ p̄ log2 p̄ in bits.
+def one_hot(teacher: Tensor) -> Tensor:
+    """Make images ones the teacher is sure about, the hard way: CE(t, argmax t) (DAFL, Eq. 2).
+
+    teacher: logits [B, C] -> scalar.
+    """
+    return cross_entropy(teacher, teacher.argmax(dim=1))
+
+
+def class_balance(teacher: Tensor, base: float = 2.0) -> Tensor:
+    """Keep the generator from collapsing to few classes (appendix): Σ p̄ log p̄.
 
     teacher: logits [B, C] -> scalar, the negative entropy of the mean prediction p̄. Base 2 here
-    and e in `label_alignment` is the authors' choice; the weights of the paper assume it.
+    and e in `label_alignment` is the authors' choice; the weights of the paper assume it. Their
+    DFQ has base 10, DAFL has e.
     """
     mean = F.softmax(teacher.float(), dim=1).mean(dim=0).clamp_min(TINY)
-    return torch.special.xlogy(mean, mean).sum() / math.log(2)
+    return torch.special.xlogy(mean, mean).sum() / math.log(base)
 
 
 def patches_judged(logits: Tensor, authentic: bool) -> Tensor:
@@ -68,3 +78,116 @@ def patches_judged(logits: Tensor, authentic: bool) -> Tensor:
     logits = logits.float()
     target = torch.full_like(logits, float(authentic))
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
+
+
+# ------------------------------------------------------------------------ data-free distillation
+
+
+def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Symmetric disagreement (Yin et al., DeepInversion, 2020, Eq. 9), between 0 and ln 2.
+
+    student, teacher: logits [B, C] -> scalar, averaged over the batch.
+    """
+    p = F.softmax(student.float() / temperature, dim=1).clamp_min(TINY)
+    q = F.softmax(teacher.float() / temperature, dim=1).clamp_min(TINY)
+    log_mean = ((p + q) / 2).log()
+    towards = [F.kl_div(log_mean, one, reduction="batchmean") for one in (p, q)]
+    return (towards[0] + towards[1]) / 2
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, in four directions added up.
+
+    images: [B, C, H, W] -> scalar.
+    """
+    right = images[..., :, 1:] - images[..., :, :-1]
+    down = images[..., 1:, :] - images[..., :-1, :]
+    down_left = images[..., 1:, :-1] - images[..., :-1, 1:]
+    down_right = images[..., 1:, 1:] - images[..., :-1, :-1]
+    return sum((d.abs().mean() for d in (right, down, down_left, down_right)), images.new_zeros(()))
+
+
+def statistics_distance(
+    batch: Sequence[Tensor], remembered: Sequence[Tensor], by_layer: bool
+) -> Tensor:
+    """How far a batch's statistics lie from those that a network remembers: ‖μ - μ̂‖.
+
+    Pairs of [C_l] -> scalar. by_layer: the sum of the layers' norms (DeepInversion, Eq. 4);
+    otherwise the norm of all layers' concatenated differences (DFQ, as the authors have it).
+    """
+    differences = [b.float() - r.float() for b, r in zip(batch, remembered, strict=True)]
+    if by_layer:
+        return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+    return torch.linalg.vector_norm(torch.cat(differences))
+
+
+def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Σ over stages of the mean squared difference of attention maps (Zagoruyko & Komodakis, 2017).
+
+    Pairs of features [B, C, H, W], channels and sizes may differ -> scalar. A map is the mean
+    square over channels, normalised to length 1 as one vector an image; the larger of two maps
+    is averaged down to the smaller.
+    """
+    total = []
+    for one, other in zip(student, teacher, strict=True):
+        one, other = (f.float().pow(2).mean(dim=1, keepdim=True) for f in (one, other))
+        height, width = (min(a, b) for a, b in zip(one.shape[2:], other.shape[2:], strict=True))
+        maps = [
+            F.normalize(F.adaptive_avg_pool2d(f, (height, width)).flatten(1), dim=1)
+            for f in (one, other)
+        ]
+        total.append((maps[0] - maps[1]).pow(2).mean())
+    return torch.stack(total).sum()
+
+
+# --------------------------------------------------------------- features and relations of images
+
+
+def pairwise_distances(embedding: Tensor) -> Tensor:
+    """Euclidean, divided by their mean over distinct images. [B, D] -> [B, B]."""
+    embedding = embedding.float()
+    square = embedding.pow(2).sum(dim=1)
+    squared = square[:, None] + square[None, :] - 2 * embedding @ embedding.T
+    # The root has no gradient at 0, where the diagonal lies.
+    off = ~torch.eye(len(embedding), dtype=torch.bool, device=embedding.device)
+    distances = torch.where(off, squared.clamp_min(1e-12), 1.0).sqrt() * off
+    return distances / (distances.sum() / off.sum()).clamp_min(1e-12)
+
+
+def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Keep the distances between images (Park et al., RKD, 2019, Eq. 8).
+
+    student, teacher: embeddings [B, D_s], [B, D_t] -> scalar.
+    """
+    return F.smooth_l1_loss(pairwise_distances(student), pairwise_distances(teacher))
+
+
+def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """Keep the angles that triples of images form (Park et al., RKD, 2019, Eq. 11).
+
+    student, teacher: embeddings [B, D_s], [B, D_t] -> scalar. Holds two tensors [B, B, B].
+    """
+
+    def cosines(embedding: Tensor) -> Tensor:
+        embedding = embedding.float()
+        directions = F.normalize(embedding[None, :] - embedding[:, None], dim=2)
+        return directions @ directions.transpose(1, 2)
+
+    return F.smooth_l1_loss(cosines(student), cosines(teacher))
+
+
+def cosine_similarities(one: Tensor, other: Tensor) -> Tensor:
+    """Of every row with every row. [N, D], [M, D] -> [N, M]."""
+    return F.normalize(one.float(), dim=1) @ F.normalize(other.float(), dim=1).T
+
+
+def noise_contrast(positive: Tensor, negatives: Tensor, instances: int) -> Tensor:
+    """Tell an image's own partner from `K` random ones (Tian et al., CRD, 2020, Eq. 18).
+
+    positive: [B], negatives: [B, K], both normalised scores; instances: how many images there
+    are -> scalar, averaged over the batch.
+    """
+    noise = negatives.shape[1] / instances
+    found = (positive / (positive + noise + 1e-7)).log()
+    dismissed = (noise / (negatives + noise + 1e-7)).log().sum(dim=1)
+    return -(found + dismissed).mean()

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from mosaickd.data import cache
+from mosaickd.data.pictures import SUFFIXES, fit, image_files, in_threads, to_rgb
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 # "val" first: where a set has both, its test folder is often without labels (ImageNet).
 FOLDERS = {"train": ("train",), "test": ("val", "test")}
 CHUNK = 256  # images a thread decodes at a stretch
-PROGRESS_AFTER = 2.0  # seconds before a progress bar appears
+CACHE_FROM = 20_000  # images: fewer are decoded at every start, in seconds
+VERSION = 1  # of the decoding: raise it when the pixels change, so that old caches are not read
 ADVICE = "set dataset.root= (or ood.root=) to a folder that holds train/<class>/*.png"
 
 
@@ -35,7 +32,8 @@ def read(*, root: Path, split: str, image_size: int) -> ImageSet:
     """Read `root/train/<class>/...` or, for the test split, `root/val/...` or `root/test/...`.
 
     Without a train folder, the class folders (or bare images) in root itself are the training
-    set. Images become RGB, the shorter side is resized to image_size, the centre is cropped.
+    set. Images become RGB, the shorter side is resized to image_size, the centre is cropped. A
+    large set is decoded once, into a cache in root, and then mapped into memory.
     Raises UserError for a missing or empty folder and for a file that is not a readable image.
     """
     root = root.absolute()
@@ -55,14 +53,14 @@ def read(*, root: Path, split: str, image_size: int) -> ImageSet:
     labels: list[int] = []
     if classes:
         for label, name in enumerate(classes):
-            found = _image_files(folder / name)
+            found = image_files(folder / name)
             if not found:
                 log.warning("%s has no images in its class folder %s", folder, name)
             files += found
             labels += [label] * len(found)
     else:
         classes = ["all"]  # bare images: enough for an out-of-domain set
-        files = _image_files(folder)
+        files = image_files(folder)
         labels = [0] * len(files)
     if not files:
         raise UserError(
@@ -73,8 +71,25 @@ def read(*, root: Path, split: str, image_size: int) -> ImageSet:
         with open(files[index], "rb") as file:
             return file.read()
 
-    images = decode(len(files), content, files.__getitem__, image_size, what=str(folder))
-    return ImageSet(images, torch.tensor(labels, dtype=torch.int64), classes)
+    def decoded(into: np.ndarray | None = None) -> Tensor:
+        place = files.__getitem__
+        return decode(len(files), content, place, image_size, what=str(folder), into=into)
+
+    def make(file: IO[bytes]) -> np.ndarray:
+        pixels = cache.reserve(file, (len(files), 3, image_size, image_size))
+        decoded(pixels)
+        pixels.flush()
+        return np.asarray(labels)
+
+    if len(files) >= CACHE_FROM:
+        key = cache.fingerprint(folder, files, VERSION, image_size, classes)
+        name = f"folder-{split}-{image_size}px"
+        mapped = cache.cached(root, name, key, what=str(folder), make=make)
+        if mapped is not None:
+            return ImageSet(*mapped, classes)
+        log.warning("%s is decoded into memory, at every start: make room for a cache, or set "
+                    "XDG_CACHE_HOME to a folder that has it", folder)  # fmt: skip
+    return ImageSet(decoded(), torch.tensor(labels, dtype=torch.int64), classes)
 
 
 def decode(
@@ -83,17 +98,20 @@ def decode(
     place: Callable[[int], str],
     image_size: int | None,
     what: str,
+    into: np.ndarray | None = None,
 ) -> Tensor:
     """Decode encoded images (any format Pillow reads) in a thread pool -> uint8 [N, 3, S, S].
 
     content(i): the i-th image's bytes; place(i): where it is, for error messages. image_size
-    None keeps the images' own size [N, 3, H, W], which must then be the same for all. What had to
-    be converted is logged once, with counts. Raises UserError naming the place of a bad image.
+    None keeps the images' own size [N, 3, H, W], which must then be the same for all. into: where
+    the pixels go, instead of new memory. What had to be converted is logged once, with counts.
+    Raises UserError naming the place of a bad image.
     """
 
     def one(index: int, notes: Counter[str]) -> np.ndarray:
         try:
-            return _to_rgb(content(index), image_size, notes)
+            picture = to_rgb(content(index), notes)
+            return np.asarray(picture if image_size is None else fit(picture, image_size, notes))
         except Exception as error:  # decoders raise nearly anything for damaged bytes
             raise UserError(
                 f"cannot read the image {place(index)}: {error}; the file is damaged or not an "
@@ -101,7 +119,7 @@ def decode(
             ) from error
 
     first = one(0, Counter())
-    images = np.empty((count, 3, *first.shape[:2]), dtype=np.uint8)
+    images = np.empty((count, 3, *first.shape[:2]), dtype=np.uint8) if into is None else into
 
     def stretch(indices: range) -> Counter[str]:
         notes: Counter[str] = Counter()
@@ -116,79 +134,11 @@ def decode(
         return notes
 
     stretches = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    notes = _in_threads(stretch, stretches, f"reading {what}")
+    notes = in_threads(stretch, stretches, f"reading {what}")
     if notes:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(notes.items()))
         log.info("%s: of %d images, converted %s", what, count, kinds)
     return torch.from_numpy(images)
-
-
-def _to_rgb(data: bytes, size: int | None, notes: Counter[str]) -> np.ndarray:
-    """Decode to RGB uint8 [H, W, 3] (or [size, size, 3]); conversions are counted in notes."""
-    picture: Image.Image = Image.open(BytesIO(data))
-    if picture.format in ("JPEG", "TIFF"):
-        picture = ImageOps.exif_transpose(picture)  # cameras store rotation as a tag
-    if picture.mode != "RGB":
-        picture = _mode_to_rgb(picture, notes)
-    if size is not None and picture.size != (size, size):
-        notes["of another size"] += 1
-        # ImageOps.fit scales the shorter side and crops the centre in one step; its box filter
-        # averages what a pixel covers, so shrinking does not alias.
-        enlarge = min(picture.size) < size
-        method = Image.Resampling.BILINEAR if enlarge else Image.Resampling.BOX
-        picture = ImageOps.fit(picture, (size, size), method=method)
-    return np.asarray(picture)
-
-
-def _mode_to_rgb(picture: Image.Image, notes: Counter[str]) -> Image.Image:
-    mode = picture.mode
-    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        notes["with transparency (put on black)"] += 1
-        picture = picture.convert("RGBA")
-        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, picture).convert("RGB")
-    if mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit values at 255, which turns most pictures white.
-        notes["16-bit grey"] += 1
-        values = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if mode in ("1", "L"):
-        notes["grey"] += 1
-    elif mode == "P":
-        notes["palette"] += 1
-    else:
-        notes[f"in {mode}"] += 1
-    return picture.convert("RGB")
-
-
-def _in_threads(
-    work: Callable[[range], Counter[str]], stretches: Sequence[range], title: str
-) -> Counter[str]:
-    """Run work over all stretches and add up its notes; a bar if slow and someone is watching."""
-    total: Counter[str] = Counter()
-    began = time.monotonic()
-    with ExitStack() as stack:
-        pool = ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1))
-        # On an error, or Ctrl-C, what has not begun is dropped instead of waited for.
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        futures = [pool.submit(work, stretch) for stretch in stretches]
-        advance: Callable[[int], None] | None = None
-        for done, future in enumerate(futures, start=1):
-            total += future.result()
-            if advance is not None:
-                advance(done)
-            elif time.monotonic() - began > PROGRESS_AFTER and sys.stderr.isatty():
-                advance = _progress_bar(stack, title, len(stretches))
-    return total
-
-
-def _progress_bar(stack: ExitStack, title: str, total: int) -> Callable[[int], None]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-    task = bar.add_task(title, total=total)
-    return lambda done: bar.update(task, completed=done)
 
 
 def _test_folder(root: Path) -> Path:
@@ -207,16 +157,3 @@ def _class_names(folder: Path, skip: Sequence[str] = ()) -> list[str]:
             for e in entries
             if e.is_dir() and not e.name.startswith((".", "__")) and e.name not in skip
         )
-
-
-def _image_files(folder: Path) -> list[str]:
-    """All image files under a folder, at any depth, in sorted order."""
-    files: list[str] = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            os.path.join(place, name)
-            for name in sorted(names)
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        ]
-    return files

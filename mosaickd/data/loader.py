@@ -30,6 +30,10 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) / self.std
 
+    def inverse(self, images: Tensor) -> Tensor:
+        """Normalised images -> [0, 1] as far as they are images."""
+        return images.float() * self.std + self.mean
+
 
 class Resident:
     """uint8 images on the device, made into normalised float batches there."""
@@ -78,11 +82,7 @@ class ResidentLoader(Resident):
         channels_last: bool = True,
         name: str = "the data set",
     ) -> None:
-        if batch_size > len(data):
-            raise UserError(
-                f"train.batch_size: a batch of {batch_size} is larger than {name}, which has "
-                f"{len(data)} training images; choose at most train.batch_size={len(data)}"
-            )
+        check_batch_size(batch_size, len(data), name)
         super().__init__(
             data,
             batch_size=batch_size,
@@ -92,26 +92,35 @@ class ResidentLoader(Resident):
             channels_last=channels_last,
         )
         self.augment = augment
-        self.padding = data.images.shape[-1] // 8  # 4 pixels at 32x32, as everywhere on CIFAR
+        self.padding = usual_padding(data.images.shape[-1])
         self.rng = torch.Generator(device).manual_seed(seed)
-        self.position = 0
-        self._shuffle()
+        self.begin()
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        """-> normalised float images [B, 3, H, W], labels [B]"""
+    def __next__(self) -> tuple[Tensor, Tensor, Tensor]:
+        """-> normalised float images [B, 3, H, W], labels [B], which images these are [B]"""
+        index = self.draw()
+        images = self.images[index]
+        if self.augment:
+            images = random_crop_and_flip(images, self.padding, self.rng)
+        return self.prepare(images), self.labels[index], index
+
+    def begin(self) -> None:
+        """Get ready for the first batch."""
+        self.position = 0
+        self._shuffle()
+
+    def draw(self) -> Tensor:
+        """-> the next images' indices [B]"""
         index = self.permutation[self.position : self.position + self.batch_size]
         self.position += len(index)
         if missing := self.batch_size - len(index):
             self._shuffle()
             index = torch.cat([index, self.permutation[:missing]])
             self.position = missing
-        images = self.images[index]
-        if self.augment:
-            images = random_crop_and_flip(images, self.padding, self.rng)
-        return self.prepare(images), self.labels[index]
+        return index
 
     def _shuffle(self) -> None:
         self.before_shuffle = self.rng.get_state()
@@ -134,6 +143,44 @@ class ResidentLoader(Resident):
         self.rng.set_state(state["rng"])
 
 
+class BalancedLoader(ResidentLoader):
+    """Endless batches in which every class that occurs is drawn equally often, with replacement.
+
+    `len()` is that of a `ResidentLoader` of the same images.
+    """
+
+    def begin(self) -> None:
+        self.by_class = self.labels.argsort(stable=True)
+        counts = self.labels.bincount()
+        self.counts = counts[counts > 0]
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def draw(self) -> Tensor:
+        """-> indices [B]: a class for each, then one of its images."""
+        device = self.images.device
+        shape = (self.batch_size,)
+        chosen = torch.randint(len(self.counts), shape, generator=self.rng, device=device)
+        counts = self.counts[chosen]
+        # In float64, and below 1: no class is so large that its last image could be overstepped.
+        within = torch.rand(shape, generator=self.rng, device=device, dtype=torch.float64)
+        return self.by_class[self.starts[chosen] + (within * counts).long()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.set_state(state["rng"])
+
+
+def check_batch_size(batch_size: int, count: int, name: str) -> None:
+    """Raise a UserError where a batch has more images than there are."""
+    if batch_size > count:
+        raise UserError(
+            f"train.batch_size: a batch of {batch_size} is larger than {name}, which has "
+            f"{count} training images; choose at most train.batch_size={count}"
+        )
+
+
 class TestBatches(Resident):
     """All images of a set once, in order: what `evaluate` iterates over."""
 
@@ -145,6 +192,11 @@ class TestBatches(Resident):
         )
         for images, labels in pairs:
             yield self.prepare(images), labels
+
+
+def usual_padding(width: int) -> int:
+    """Of random crops: 4 pixels at 32x32, as everywhere on CIFAR."""
+    return width // 8
 
 
 def random_crop_and_flip(images: Tensor, padding: int, rng: torch.Generator) -> Tensor:

@@ -62,6 +62,7 @@ class Source:
         classes: list[int] | None = None,  # which classes, by index; labels follow this order
         limit: int | None = None,  # how many training images, a fair sample
         native_size: int | None = None,  # the size the set is usually used at
+        train_size: int | None = None,  # how many training images the whole set has
     ) -> None:
         if image_size < 4 or image_size % 4:
             raise UserError(
@@ -90,6 +91,10 @@ class Source:
         self.classes = None if classes is None else list(classes)
         self.limit = limit
         self.native_size = native_size
+        # Of a part of the classes nobody knows without reading the images, which may be gone.
+        self.train_size = train_size if classes is None else None
+        if self.train_size is not None and limit is not None:
+            self.train_size = min(limit, self.train_size)
         self._said_resize = False
 
     @property

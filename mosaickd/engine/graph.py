@@ -43,20 +43,20 @@ class CapturedGame:
             assert self.graph is not None
             for name, draws in batch.items():
                 for static, fresh in zip(self.inputs[name], draws, strict=True):
-                    static.pixels.copy_(fresh.pixels)
-                    static.labels.copy_(fresh.labels)
+                    for own, new in zip(static, fresh, strict=True):
+                        own.copy_(new)
             self.graph.replay()
             # The graph writes the same memory at each replay; what is logged later needs a copy.
             played = [
                 Played(p.player, {k: v.clone() for k, v in p.losses.items()}, p.weights)
                 for p in self.outputs
             ]
-        self.game.advance_schedules()
+        self.game.advance_schedules(played)
         return played
 
     def _capture(self, batch: Batch) -> None:
         self.inputs = {
-            name: [Images(d.pixels.clone(), d.labels.clone()) for d in draws]
+            name: [Images(*(tensor.clone() for tensor in draw)) for draw in draws]
             for name, draws in batch.items()
         }
         self.graph = torch.cuda.CUDAGraph()

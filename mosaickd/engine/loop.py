@@ -36,7 +36,7 @@ AfterTurn = Callable[[str], None]
 
 
 class Loader(Protocol):
-    def __next__(self) -> tuple[Tensor, Tensor]: ...
+    def __next__(self) -> tuple[Tensor, Tensor, Tensor]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -63,7 +63,7 @@ class Game:
     def iterate(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
         """Play one iteration, then advance the schedules: once, however many turns there were."""
         played = self.play(batch, after_turn)
-        self.advance_schedules()
+        self.advance_schedules(played)
         return played
 
     def play(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
@@ -78,7 +78,7 @@ class Game:
                 turn = next(turns, None)
             if turn is None:
                 break
-            self.players[turn.player].step(turn.objective())
+            self.players[turn.player].step(turn.objective(), turn.restart)
             played.append(
                 Played(
                     turn.player,
@@ -90,9 +90,10 @@ class Game:
                 after_turn(turn.player)
         return played
 
-    def advance_schedules(self) -> None:
-        for player in self.players.values():
-            player.schedule.step()
+    def advance_schedules(self, played: list[Played]) -> None:
+        """Of those who had a turn: in a method of several phases, nobody's rate falls unused."""
+        for name in {turn.player for turn in played}:
+            self.players[name].schedule.step()
 
     def train(self) -> None:
         """Every trained module in training mode, throughout: the paper's runs did so."""
@@ -214,30 +215,29 @@ class Loop:
         """Fetch the losses since the last flush in one transfer; check, log and show them."""
         if not self._pending:
             return
-        names = [(p.player, name) for p in self._pending[0][1] for name in p.losses]
-        weights = [weight for p in self._pending[0][1] for weight in p.weights.values()]
-        rows = [
-            torch.stack([value.float() for p in played for value in p.losses.values()])
-            for _, played in self._pending
+        terms = [
+            (step, turn.player, name, turn.weights[name])
+            for step, played in self._pending
+            for turn in played
+            for name in turn.losses
         ]
-        values = torch.stack(rows).tolist()
-        for (step, _), row in zip(self._pending, values, strict=True):
-            for (player, name), value in zip(names, row, strict=True):
-                if not math.isfinite(value):
-                    raise NonFiniteLoss(player, f"loss {name!r} is {value} at step {step}")
+        losses = [loss for _, played in self._pending for t in played for loss in t.losses.values()]
+        values = torch.stack([loss.float() for loss in losses]).tolist()
+        for (step, player, name, _), value in zip(terms, values, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLoss(player, f"loss {name!r} is {value} at step {step}")
         now = time.perf_counter()
         seconds = (now - self._flushed_at) / len(self._pending)
         self._flushed_at = now
         raw: dict[str, list[float]] = {}
         weighted: dict[str, list[float]] = {}
-        for row in values:
-            for (player, name), value, weight in zip(names, row, weights, strict=True):
-                raw.setdefault(f"{player}/{name}", []).append(value)
-                weighted.setdefault(f"{player}/{name}", []).append(value * weight)
+        for (_, player, name, weight), value in zip(terms, values, strict=True):
+            raw.setdefault(f"{player}/{name}", []).append(value)
+            weighted.setdefault(f"{player}/{name}", []).append(value * weight)
         self._pending.clear()
-        losses = {name: sum(v) / len(v) for name, v in raw.items()}
+        means = {name: sum(v) / len(v) for name, v in raw.items()}
         record = {
-            "losses": losses,
+            "losses": means,
             "weighted": {name: sum(v) / len(v) for name, v in weighted.items()},
             "learning_rate": {n: p.learning_rate for n, p in self.game.players.items()},
             "seconds_per_step": seconds,
@@ -245,7 +245,7 @@ class Loop:
             "memory_mb": peak_memory_mb(next(self.student.parameters()).device),
         }
         self.log(record)
-        self.progress.show(losses, seconds)
+        self.progress.show(means, seconds)
 
     def log(self, record: dict[str, Any]) -> None:
         self.metrics.append({"step": self.at.step, **record})

@@ -18,8 +18,8 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 class Player:
     """Takes the optimizer steps of one module; other players' weights are never touched.
 
-    optimizer: called with the parameters; schedule: called with the optimizer and the run's
-    number of iterations; clip: largest norm of a step's gradient, or None.
+    optimizer: called with the parameters; schedule: called with the optimizer and the number of
+    iterations in which this player has a turn; clip: largest norm of a step's gradient, or None.
     """
 
     def __init__(
@@ -45,8 +45,10 @@ class Player:
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, objective: Tensor) -> None:
-        """Minimise `objective` (scalar) by one optimizer step."""
+    def step(self, objective: Tensor, restart: bool = False) -> None:
+        """Minimise `objective` (scalar) by one optimizer step; restart: as if it were the first."""
+        if restart:
+            self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
         objective.backward(inputs=self.parameters)
         if self.clip is not None:

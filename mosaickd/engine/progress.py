@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich import progress
 from rich.console import Console, RenderableType
@@ -15,6 +16,8 @@ from rich.text import Text
 from mosaickd.engine.evaluate import Accuracy
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 #: All that a person sees goes through one console, so that lines and the bar don't collide.
 console = Console(highlight=False)
@@ -32,6 +35,12 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "console", True):
             console.print(self.format(record), markup=False, soft_wrap=True)
+
+
+def track(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items, with a bar where someone is watching."""
+    disable = not console.is_terminal
+    return progress.track(items, what, console=console, transient=True, disable=disable)
 
 
 class Bar(progress.Progress):

@@ -1,4 +1,4 @@
-"""Pictures for a person: synthetic images beside OOD images, sorted by the teacher's class."""
+"""Pictures for a person: synthetic images beside real ones, sorted by the teacher's class."""
 
 from __future__ import annotations
 
@@ -42,49 +42,48 @@ def by_class(images: Tensor, logits: Tensor) -> Tensor:
 
 
 class SampleGrids:
-    """Draws what the generator makes of fixed noise beside fixed images of the method's source."""
+    """Draws what the method makes, of fixed noise, beside fixed images that it trains on."""
 
     def __init__(
         self,
         method: Method,
         *,
         teacher: nn.Module | None,
-        normalize: nn.Module,
+        denormalize: Callable[[Tensor], Tensor],
         latents: Tensor | None,
-        images: Tensor,
+        images: Tensor | None,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.method = method
         self.teacher = teacher
-        self.normalize = normalize
+        self.denormalize = denormalize
         self.latents = latents
-        self.images = images  # [0, 1] [n, 3, H, W]
+        self.images = images  # normalised [n, 3, H, W]
         self.autocast = autocast
         self.drawn = False
 
     @torch.no_grad()
     def __call__(self, path: Path) -> bool:
-        """Draw to `path`. False where there is nothing new to see: no teacher to sort by, or no
-        generator and the fixed images already drawn."""
+        """Draw to `path`. False where there is nothing new to see: no teacher to sort by, or
+        nothing that was made and the fixed images already drawn."""
         if self.teacher is None:
             return False
-        synthetic = None
-        if self.latents is not None:
-            modules = [m for m in self.method.players.values() if m.training]
-            for module in modules:  # looking must not move batch-norm statistics
-                module.eval()
-            with self.autocast():
-                synthetic = self.method.synthesize(self.latents)
-            for module in modules:
-                module.train()
-        if synthetic is None and self.drawn:
+        modules = [m for m in self.method.players.values() if m.training]
+        for module in modules:  # looking must not move batch-norm statistics
+            module.eval()
+        with self.autocast():
+            synthetic = self.method.synthesize(self.latents)
+        for module in modules:
+            module.train()
+        if synthetic is None and (self.drawn or self.images is None):
             return False
-        grids = [self.images] if synthetic is None else [synthetic, self.images]
-        sorted_grids = []
-        for images in grids:
+        grids = []
+        for images in (synthetic, self.images):
+            if images is None:
+                continue
             with self.autocast():
-                logits = self.teacher(self.normalize(images))
-            sorted_grids.append(by_class(images, logits))
-        save_grids(path, sorted_grids, zoom=max(1, 64 // self.images.shape[-1]))
+                logits = self.teacher(images)
+            grids.append(self.denormalize(by_class(images, logits)))
+        save_grids(path, grids, zoom=max(1, 64 // grids[0].shape[-1]))
         self.drawn = True
         return True

@@ -27,7 +27,8 @@ class TrainSettings:
     """How long, how big, how often; and how it computes. Counts are in iterations."""
 
     batch_size: int = setting(256, low=1)
-    epochs: int | None = setting(None, low=1)  # passes over the images of the first stream
+    epochs: int | None = setting(None, low=1)
+    epoch_steps: int | None = setting(None, low=1)  # iterations; null: one pass over the images
     steps: int | None = setting(None, low=1)  # iterations; fewer than `epochs` makes: cut short
     eval_every: int | None = setting(None, low=1)  # null: once an epoch
     checkpoint_every: int | None = setting(None, low=1)  # null: as often as it evaluates

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,18 @@ SourceName = Literal["dataset", "ood"]
 class Images(NamedTuple):
     """One draw of a stream. pixels: normalised float [B, 3, H, W]; labels: [B] class indices.
 
-    The labels of OOD images are those of their own data set and mean nothing to the teacher.
+    The labels of OOD images are those of their own data set and mean nothing to the teacher,
+    unless the stream asks for the teacher's. indices: [B], which images of the set these are.
     """
 
     pixels: Tensor
     labels: Tensor
+    indices: Tensor = torch.empty(0, dtype=torch.int64)
 
+
+#: At the input of one batch norm, [C] each: the batch's mean and (unbiased) variance, and those
+#: that the batch norm remembers of its training.
+NormStatistics = tuple[Tensor, Tensor, Tensor, Tensor]
 
 #: What `turns` is given: for each stream of the method, its draws of this iteration.
 Batch = Mapping[str, Sequence[Images]]
@@ -40,6 +46,7 @@ class Stream:
     augment: bool  # random crop and flip
     statistics: SourceName  # whose mean and standard deviation normalise the images
     draws: int = 1  # independent batches an iteration
+    balanced: bool = False  # labels are the teacher's argmax, and all classes come equally often
 
 
 class Loss(NamedTuple):
@@ -51,10 +58,15 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """It is `player`'s turn to take one optimizer step on the weighted sum of `losses`."""
+    """It is `player`'s turn to take one optimizer step on the weighted sum of `losses`.
+
+    restart: what the optimizer remembers of earlier steps is forgotten first, because the method
+    has put something new in the module's place.
+    """
 
     player: str
     losses: Mapping[str, Loss]
+    restart: bool = False
 
     def objective(self) -> Tensor:
         """The weighted sum, in the order given. -> scalar."""
@@ -66,26 +78,48 @@ class Method(ABC):
     """Base of all methods.
 
     A subclass takes by keyword what it plays with, and the launcher hands it what its signature
-    names: `student`, `teacher` (frozen, in eval mode), `generator`, `discriminator`, `normalize`
-    ([0, 1] images -> normalised with the in-domain statistics), `latents` (n -> noise
-    [n, latent_dim]) and `batch_size`. All other keywords are settings of its YAML.
+    names:
+
+    - the networks `student`, `teacher` (frozen, in eval mode), `generator`, `discriminator`;
+    - a look inside two of them (`Probe`): `student_features` and `teacher_features` at the paths
+      of the model's YAML, `student_embedding` and `teacher_embedding`, and `teacher_statistics`,
+      the batch statistics at the input of each of the teacher's batch norms;
+    - the functions `normalize` (images in [0, 1] -> as the networks want them), `latents`
+      (n -> noise [n, latent_dim]) and `augment` (random crop and flip of a batch);
+    - `rng`, a random generator on the device for draws of the method's own;
+    - the numbers `batch_size`, `num_classes`, `image_size`, `instances` (OOD images there are)
+      and `steps` (iterations of the run).
+
+    All other keywords are settings of its YAML.
     """
 
+    #: The images it trains on: those of the teacher's domain, OOD images, or none at all.
+    source: ClassVar[SourceName | None] = "ood"
+    #: Whether all iterations are alike, so that one can be captured as a CUDA graph.
+    uniform: ClassVar[bool] = True
     #: Images wanted at every iteration, by name.
     streams: Mapping[str, Stream]
     #: The modules that learn, by the names that turns use.
     players: Mapping[str, nn.Module]
-    #: Random generators of the method's own, on the run's device: a CUDA graph must know them.
-    #: (That of `latents` is known already.) Their states belong in `state_dict`.
-    generators: Sequence[torch.Generator] = ()
 
     @abstractmethod
     def turns(self, batch: Batch) -> Iterator[Turn]:
         """Play one iteration. Never yield inside `torch.no_grad()`: the loop's backward pass
         and optimizer step run between two turns."""
 
-    def synthesize(self, latents: Tensor) -> Tensor | None:
-        """Images in [0, 1] [n, 3, H, W] for a person to look at; None if nothing is generated."""
+    def iterations(self, player: str, steps: int) -> int:
+        """In how many of the run's `steps` iterations `player` has a turn.
+
+        A player's schedule runs over these: where a method plays in phases, nobody's learning
+        rate falls while others play.
+        """
+        return steps
+
+    def synthesize(self, latents: Tensor | None) -> Tensor | None:
+        """Images for a person to look at, normalised, [n, 3, H, W]; None where there are none.
+
+        latents: [n, latent_dim], the same at each call; None for a method without a generator.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,6 +129,25 @@ class Method(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         assert not state, f"{type(self).__name__} remembers nothing, but was given {list(state)}"
+
+
+class Probe(Protocol):
+    """Looks inside a network; what it takes is stated where it is built."""
+
+    #: Of each thing that is taken, for one image: [C, H, W] or [D].
+    shapes: Sequence[Sequence[int]]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """images [B, 3, H, W] -> logits [B, classes], and each thing taken [B, ...]."""
+        ...
+
+
+class StatisticsProbe(Protocol):
+    """Compares a batch with what a network's batch norms remember of their training."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[NormStatistics]]:
+        """images [B, 3, H, W] -> logits [B, classes], and the statistics at each batch norm."""
+        ...
 
 
 class Latents:

@@ -126,5 +126,5 @@ class MosaicKD(Method):
             losses["balance"] = Loss(class_balance(teacher), self.balance)
         return losses
 
-    def synthesize(self, latents: Tensor) -> Tensor:
-        return self.generator(latents)
+    def synthesize(self, latents: Tensor | None) -> Tensor:
+        return self.normalize(self.generator(latents))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from torch import nn
 
 from mosaickd.losses import cross_entropy
-from mosaickd.methods.base import Batch, Loss, Method, Stream, Turn
+from mosaickd.methods.base import Batch, Loss, Method, SourceName, Stream, Turn
 
 
 class Scratch(Method):
     """Cross-entropy on augmented in-domain images and their labels."""
+
+    source: ClassVar[SourceName | None] = "dataset"
 
     def __init__(self, *, student: nn.Module) -> None:
         self.student = student

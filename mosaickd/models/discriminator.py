@@ -5,25 +5,73 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mosaickd.bounds import Count
+from mosaickd.errors import UserError
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit for each 10x10 patch. images [B, channels, H, W] -> logits [B, 1, H/4, W/4].
+    """One logit for each patch. images [B, channels, H, W] -> logits [B, 1, h, w].
 
-    After Fang et al., 2021 (`width` 128): windows lie four pixels apart and see no further than
-    themselves, so that what is judged are local patterns and not what the whole image shows.
+    After Fang et al., 2021 (`width` 128, `patch_size` 10): windows of 10x10 pixels lie four apart
+    and see no further than themselves, so that what is judged are local patterns and not what
+    the whole image shows: 8x8 logits at 32x32.
+
+    patch_size: any other receptive field, from one pixel upwards. Each layer halves the map:
+    two layers up to 10 pixels, three up to 22, one more each time that the field doubles. None,
+    or the image's size: the whole image, one logit, as in DCGAN.
     """
 
-    def __init__(self, *, width: Count = 128, channels: Count = 3) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        width: Count = 128,
+        channels: Count = 3,
+        patch_size: Count | None = 10,
+    ) -> None:
         super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(channels, width, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(2 * width),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(2 * width, 1, 1, bias=False),
-        )
+        if patch_size is not None and patch_size > image_size:
+            raise UserError(
+                f"discriminator.patch_size is {patch_size}, and images have {image_size} pixels a "
+                "side; null takes the whole image"
+            )
+        if patch_size is None or patch_size == image_size:
+            kernels, last = _whole_image(image_size)
+        else:
+            kernels, last = _kernels(patch_size), 1
+        layers: list[nn.Module] = []
+        inner = channels
+        for number, kernel in enumerate(kernels):
+            outer = width * 2 ** min(number, 3)
+            # A kernel of 3 or 4 needs one pixel of padding for the map to be halved exactly.
+            conv = nn.Conv2d(inner, outer, kernel, 2, padding=kernel // 3, bias=number == 0)
+            layers += [conv, *([nn.BatchNorm2d(outer)] if number else [])]
+            layers += [nn.LeakyReLU(0.2, inplace=True)]
+            inner = outer
+        self.main = nn.Sequential(*layers, nn.Conv2d(inner, 1, last, bias=False))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(images)
+
+
+def _kernels(patch_size: int) -> list[int]:
+    """Kernel sizes, 1 to 4, of layers of stride 2 whose receptive field is `patch_size`."""
+    count = 2
+    while 1 + 3 * (2**count - 1) < patch_size:
+        count += 1
+    kernels = []
+    left = patch_size - 1
+    for layer in reversed(range(count)):  # one more tap in layer l widens the field by 2^l
+        taps = min(3, left // 2**layer)
+        kernels.append(1 + taps)
+        left -= taps * 2**layer
+    assert left == 0, patch_size
+    return kernels[::-1]
+
+
+def _whole_image(image_size: int) -> tuple[list[int], int]:
+    """4x4 kernels down to a map of two or three pixels, and the kernel that covers that map."""
+    kernels: list[int] = []
+    while image_size > 3:
+        kernels.append(4)
+        image_size //= 2
+    return kernels, image_size

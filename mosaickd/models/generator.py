@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,19 @@ class Generator(nn.Module):
     H = W = `image_size`, a multiple of 4: a linear layer paints a quarter-size map of 4 * `width`
     channels, two blocks of upsampling and convolution halve the channels and double the size.
     The paper's has `latent_dim` 100 and `width` 64.
+
+    output: "sigmoid", or "batch_norm" as in ZSKT: the images are then normalised ones, as the
+    classifiers want them, and not in [0, 1]; `normalized` says so.
     """
 
     def __init__(
-        self, *, image_size: int, latent_dim: Count = 100, width: Count = 64, channels: Count = 3
+        self,
+        *,
+        image_size: int,
+        latent_dim: Count = 100,
+        width: Count = 64,
+        channels: Count = 3,
+        output: Literal["sigmoid", "batch_norm"] = "sigmoid",
     ) -> None:
         super().__init__()
         if image_size < 4 or image_size % 4:
@@ -51,6 +60,7 @@ class Generator(nn.Module):
                 "choose another dataset.image_size"
             )
         self.latent_dim = latent_dim
+        self.normalized = output == "batch_norm"
         self.start_size = image_size // 4
         # Names and positions (also of the layers without weights: where the reference upsamples
         # stands an identity) follow the published checkpoints: l1.0, conv_blocks.0, .2, .3, ...
@@ -66,7 +76,7 @@ class Generator(nn.Module):
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(width, channels, 3, padding=1),
-            nn.Sigmoid(),
+            nn.BatchNorm2d(channels) if self.normalized else nn.Sigmoid(),
         )
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -17,10 +17,12 @@ from mosaickd.engine.loop import Game, Played
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
 from mosaickd.methods.base import Images
+from mosaickd.methods.dfq import DFQ
 from mosaickd.methods.kd import KD
 from mosaickd.methods.mosaic import MosaicKD
 from mosaickd.models.discriminator import PatchDiscriminator
 from mosaickd.models.generator import Generator
+from mosaickd.models.probes import StatisticsProbe
 from mosaickd.models.wresnet import WideResNet
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -77,20 +79,26 @@ def relative_errors(actual: list[float], expected: list[float]) -> list[float]:
     return [abs(a / e - 1) for a, e in zip(actual, expected, strict=True)]
 
 
+def rounds_as_the_record(errors: list[float]) -> bool:
+    """Whether this processor rounded as the record's did, all the way."""
+    return max(errors) < 5e-5
+
+
 def assert_weights_agree(
-    module: nn.Module, after: dict[str, Tensor], *, same_rounding: bool
+    module: nn.Module, after: dict[str, Tensor], *, same_rounding: bool, otherwise: float = 5e-3
 ) -> None:
     """Within 1e-3 of the norm of all weights and statistics of the network.
 
-    The reference's float32 run is itself 1.4e-3 away from the same run in float64: a last bit
-    that is rounded otherwise grows that far in three iterations. Where the processor rounds as
-    the record's did, we must follow it; on another instruction set nobody can, and the bound is
-    what such roundings were seen to do (2.0e-3), with room.
+    A last bit that is rounded otherwise grows: the same replay in float64 ends 2.8e-3 (mosaic),
+    1.4e-3 (kd) and 2.5e-2 (dfq: Adam's first steps are as long for tiny gradients as for large
+    ones, whatever their sign) from the record. Where the processor rounds as the record's did, we
+    must follow it; on another instruction set nobody can, and `otherwise` is that distance, with
+    room.
     """
     state = {k: v.double() for k, v in module.state_dict().items() if v.is_floating_point()}
     difference = torch.cat([(value - after[name]).flatten() for name, value in state.items()])
     norm = torch.cat([after[name].double().flatten() for name in state]).norm()
-    assert float(difference.norm() / norm) < (1e-3 if same_rounding else 5e-3)
+    assert float(difference.norm() / norm) < (1e-3 if same_rounding else otherwise)
 
 
 def test_mosaic_replays_the_authors_losses_and_weights() -> None:
@@ -122,6 +130,7 @@ def test_mosaic_replays_the_authors_losses_and_weights() -> None:
     game = Game(method, players)
     game.train()
 
+    seen = []
     for iteration in range(3):
         ood = [record.images(f"ood.{iteration * 5 + step}") for step in range(5)]
         played = game.iterate({"real": [record.images(f"real.{iteration}")], "student": ood})
@@ -129,9 +138,9 @@ def test_mosaic_replays_the_authors_losses_and_weights() -> None:
         expected = record.losses[iteration * 7 : iteration * 7 + 7]
         errors = relative_errors(totals(played), expected)
         assert max(errors) < (1e-4 if iteration == 0 else 5e-3), errors
-        if iteration == 0:
-            same_rounding = max(errors) < 1e-6
+        seen += errors
 
+    same_rounding = rounds_as_the_record(seen)
     for name, player in players.items():
         after = record.weights(f"{name}_after")
         assert_weights_agree(player.module, after, same_rounding=same_rounding)
@@ -153,4 +162,50 @@ def test_kd_replays_the_authors_losses_and_weights() -> None:
     assert max(errors) < 5e-3
 
     after = record.weights("student_after")
-    assert_weights_agree(student, after, same_rounding=max(errors[:2]) < 1e-6)
+    assert_weights_agree(student, after, same_rounding=rounds_as_the_record(errors))
+
+
+def test_dfq_replays_the_authors_losses_and_weights() -> None:
+    record = Record("dfq")
+    settings = record.settings
+    student = record.network(classifier(), "student_before")
+    teacher = record.network(classifier(), "teacher").requires_grad_(False).eval()
+    generator = record.network(
+        Generator(image_size=32, latent_dim=settings["latent"], width=16), "generator_before"
+    )
+    noise = (record.tensors[f"noise.{i}"] for i in range(12))
+    method = DFQ(
+        student=student,
+        teacher=teacher,
+        teacher_statistics=StatisticsProbe(teacher, what="the teacher"),
+        generator=generator,
+        normalize=Normalize(*CIFAR100),
+        latents=lambda count: next(noise),
+        batch_size=settings["batch"],
+        **settings["W"],
+    )
+    adam = partial(torch.optim.Adam, lr=1e-3, fused=False)
+    players = {
+        "generator": Player(generator, adam, cosine, steps=200),
+        "student": Player(student, partial(adam, weight_decay=1e-4), cosine, steps=200),
+    }
+    game = Game(method, players)
+    game.train()
+
+    errors = []
+    for iteration in range(2):
+        played = game.iterate({})
+        assert [turn.player for turn in played] == ["generator", *5 * ["student"]]
+        expected = record.losses[iteration * 6 : iteration * 6 + 6]
+        errors += relative_errors(totals(played), expected)
+    # The first loss has seen no step yet, the second one of the generator. In float64 the first
+    # iteration ends 1.1e-3 from the record.
+    assert errors[0] < 1e-6, errors
+    assert errors[1] < 1e-4, errors
+    assert max(errors[:6]) < 2e-3, errors
+    assert max(errors) < 5e-3, errors
+    for name, player in players.items():
+        after = record.weights(f"{name}_after")
+        assert_weights_agree(
+            player.module, after, same_rounding=rounds_as_the_record(errors), otherwise=3e-2
+        )

@@ -32,7 +32,7 @@ def loader(data: ImageSet, batch_size: int = 4, **changes: Any) -> ResidentLoade
 
 
 def draw(source: ResidentLoader, count: int) -> list[tuple[Tensor, Tensor]]:
-    return [next(source) for _ in range(count)]
+    return [next(source)[:2] for _ in range(count)]
 
 
 def assert_same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> None:
@@ -172,7 +172,7 @@ def test_padding_is_an_eighth_of_the_size_and_black(size: int, padding: int) -> 
 def test_memory_format_follows_the_setting() -> None:
     data = image_set(8)
     for channels_last in (True, False):
-        pixels, _ = next(loader(data, channels_last=channels_last))
+        pixels, _, _ = next(loader(data, channels_last=channels_last))
         layout = torch.channels_last if channels_last else torch.contiguous_format
         assert pixels.is_contiguous(memory_format=layout)
 

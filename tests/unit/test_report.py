@@ -25,6 +25,7 @@ def write(folder: Path, **changes: Any) -> Made:
         "accuracy": {"last": last, "best": best, "best_step": 40, "top5_last": 91.0},
         "teacher_accuracy": 75.83, "steps": 50, "seconds": 12.3, "seconds_per_step": 0.2,
         "device": "a CPU, fp32", "versions": {}, "config_hash": "0" * 12, "error": None,
+        "variant": None, "ood_subset": False,
     } | changes  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(result))
@@ -48,7 +49,7 @@ def test_seeds_stand_side_by_side_with_their_mean(tmp_path: Path) -> None:
     assert teacher[0] == "teacher wrn40_2"
     assert teacher[-4:] == ["75.83 %"] * 4
     assert student[0] == "student wrn16_1"
-    assert student[-4:] == ["60.00 %", "61.00 %", "65.00 %", "62.00 %"]
+    assert student[-4:] == ["60.00 %", "61.00 %", "65.00 %", "62.00 ± 2.65 % (3)"]
 
 
 def test_the_last_evaluation_is_compared_not_the_best(tmp_path: Path) -> None:
@@ -90,6 +91,44 @@ def test_unfinished_runs_have_no_number(tmp_path: Path, status: str) -> None:
     assert rows(tmp_path)[1][-3:] == ["60.00 %", "-", "60.00 %"]
 
 
+def test_other_settings_of_a_method_are_rows_of_their_own_with_a_legend(tmp_path: Path) -> None:
+    long = "train.epochs=3, ood.limit=10000, dataset.classes=[0, 10, 20]"
+    write(tmp_path / "a", last=60.0)
+    write(tmp_path / "b", last=50.0, variant=long)
+    table = report.sweep_table(tmp_path)
+    assert [row[3] for row in rows(tmp_path)] == ["", "", "a"]
+    assert f"a: {long}" in str(table.caption)
+
+
+def test_many_seeds_stand_in_one_column(tmp_path: Path) -> None:
+    for seed in range(12):
+        write(tmp_path / f"seed{seed}", seed=seed, last=50.0 + seed)
+    *_, seeds, mean = rows(tmp_path)[1]
+    assert seeds.splitlines()[11] == "11: 61.00 %"
+    assert mean == "55.50 ± 3.61 % (12)"
+
+
+def test_of_one_cell_and_seed_the_longer_run_counts_and_the_table_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "first", last=60.0, steps=100)
+    write(tmp_path / "second", last=70.0, steps=50)
+    assert rows(tmp_path)[1][-1] == "60.00 %"
+    assert str(tmp_path / "second") in str(report.sweep_table(tmp_path).caption)
+
+
+def test_a_sweeps_table_names_a_result_that_it_could_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    write(tmp_path / "broken", accuracy="high")
+    caption = str(report.sweep_table(tmp_path).caption)
+    assert f'{tmp_path / "broken" / "result.json"}: accuracy is "high"' in caption
+
+
+def test_teachers_that_runs_trained_for_themselves_are_two_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a", teacher_accuracy=75.0)
+    write(tmp_path / "b", teacher_accuracy=30.0, variant="train.steps=2")
+    shown = [row[-1] for row in rows(tmp_path) if row[0] == "teacher wrn40_2"]
+    assert sorted(shown) == ["30.00 %", "75.00 %"]
+
+
 def test_teachers_own_runs_and_broken_files_are_left_out(tmp_path: Path) -> None:
     write(tmp_path / "seed0")
     write(tmp_path / "seed0" / "teacher" / "wrn40_2-training", method="scratch")
@@ -98,6 +137,11 @@ def test_teachers_own_runs_and_broken_files_are_left_out(tmp_path: Path) -> None
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text("[1, 2]")
     assert list(report.find_results(tmp_path)) == [tmp_path / "seed0"]
+
+
+def test_a_run_in_a_folder_called_teacher_is_a_run_like_any_other(tmp_path: Path) -> None:
+    write(tmp_path / "teacher", method="scratch", student="wrn40_2", teacher=None)
+    assert list(report.find_results(tmp_path)) == [tmp_path / "teacher"]
 
 
 def test_a_runs_table_says_last_best_and_teacher(
@@ -119,8 +163,60 @@ def test_a_folder_without_a_result_shows_nothing(
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_with_settings_of_its_own_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run", variant="dataset.classes=[bold]", method="[/red]")
+    report.show_run(tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert "dataset.classes=[bold]" in shown
+    assert "[/red] on cifar10" in shown, "names are no markup of the terminal"
+
+
 def test_a_method_without_words_of_its_own_goes_by_its_name(tmp_path: Path) -> None:
-    assert report.describe(write(tmp_path / "run", method="fitnet")) == "fitnet on cifar10"
+    made = write(tmp_path / "run", method="mine")
+    assert report.describe(made) == "mine on cifar10"
+    assert report.describe(made | {"ood": None}) == "mine"
+    assert report.describe(made | {"method": "kd", "ood": None}) == "kd"
+
+
+@pytest.mark.parametrize("method", report.WORDS)
+def test_words_name_the_images(tmp_path: Path, method: str) -> None:
+    words = report.describe(write(tmp_path / "run", method=method, ood_subset=True))
+    free = ("dafl", "zskt", "deepinv", "dfq")
+    expected = "cifar100" if method == "scratch" else "cifar10 (OOD subset)"
+    assert "data-free" in words if method in free else expected in words
+
+
+def test_a_sweep_of_the_papers_cells_also_shows_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run", last=60.5)
+    report.show_sweep(tmp_path)
+    shown = capsys.readouterr().out
+    assert shown.index("60.50 %") < shown.index("Table 1") < shown.index("61.01")
+
+
+def test_a_sweep_of_other_cells_shows_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run", dataset="letters", ood="strokes", variant="train.epochs=3")
+    report.show_sweep(tmp_path)
+    shown = capsys.readouterr().out
+    assert len([line for line in shown.splitlines() if line.startswith("│")]) == 2
+    assert "Table 1" not in shown
+    report.show_sweep(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    report.show_sweep(tmp_path / "empty")
+    assert capsys.readouterr().out == ""
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    """Each command imports it, also `--help`."""
+    heavy = "{'torch', 'matplotlib', 'numpy'}"
+    code = f"import sys, mosaickd.report; sys.exit(str({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
 
 
 def test_tables_are_not_folded_where_a_script_reads() -> None:
@@ -133,7 +229,8 @@ def test_the_command(tmp_path: Path) -> None:
     write(tmp_path / "run", last=60.5)
     command = [sys.executable, "-m", "mosaickd.report"]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "60.50 %" in done.stdout
+    assert "60.50" in done.stdout
+    assert "61.01" in done.stdout, "the paper's number"
     nothing = subprocess.run(
         [*command, str(tmp_path / "none")], capture_output=True, text=True, check=False
     )

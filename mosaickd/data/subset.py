@@ -1,0 +1,125 @@
+"""The part of a large out-of-domain set that a run uses: the images that a teacher doubts most."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mosaickd.data.cache import one_maker
+from mosaickd.data.source import ImageSet
+from mosaickd.errors import UserError
+from mosaickd.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+HASHED_PIXELS = 48 * 2**20  # bytes: 16,384 images of 32x32
+HASHED_LABELS = 16 * 2**20  # bytes: two million labels
+READ_CHUNK = 1024  # images gathered at once
+
+
+def most_uncertain(scores: Callable[[], Tensor], *, count: int, path: Path, what: str) -> Tensor:
+    """Indices int64 [count], ascending, of the `count` highest scores; ties go to the lower index.
+
+    scores(): [N], called only where the file `path` (.safetensors) does not hold the answer, by
+    one process at a time: others wait, and take over from one that was killed. It must not
+    wait for other processes. what: whose images these are, for messages. Raises UserError for
+    more images than there are, and for scores that are not finite.
+    """
+    if count < 1:
+        raise UserError(f"a subset of {what} must have at least 1 image, got {count}")
+    found = _read(path, count, logging.DEBUG)
+    if found is not None:
+        return found
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(one_maker(path.with_suffix(".lock"), what))
+        except OSError as error:
+            log.warning("the choice among %s can't be kept in %s: %s", what, path.parent, error)
+            return choose(scores(), count, what)
+        found = _read(path, count, logging.WARNING)  # another process may have chosen meanwhile
+        if found is not None:
+            return found
+        values = scores()
+        found = choose(values, count, what)
+        metadata = {"what": what, "images": str(len(values)),
+                    "lowest_score": repr(float(values[found].min()))}  # fmt: skip
+        content = save({"indices": found}, metadata)
+        try:
+            write_atomically(path, lambda file: file.write(content))
+        except OSError as error:
+            log.warning("the choice among %s can't be kept in %s: %s", what, path, error)
+        return found
+
+
+def choose(scores: Tensor, count: int, what: str) -> Tensor:
+    """Indices int64 [count], ascending, of the highest of scores [N]; ties: the lower index."""
+    scores = scores.detach().cpu()
+    assert scores.ndim == 1, scores.shape
+    if count > len(scores):
+        raise UserError(
+            f"a subset of {count} images is asked of {what}, but there are only {len(scores)}; "
+            "ask for fewer, or take them all"
+        )
+    wrong = (~scores.isfinite()).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"the score of image {first} of {what} is {float(scores[first])} ({len(wrong)} of "
+            f"{len(scores)} are not finite): the network that scored it has unusable weights, or "
+            "gets images of the wrong statistics"
+        )
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def _read(path: Path, count: int, level: int) -> Tensor | None:
+    """The indices in a file; None where there is none, or a wrong one (logged at `level`)."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            indices = file.get_tensor("indices").clone()  # not a view of the file
+            images = int((file.metadata() or {})["images"])
+        if indices.dtype != torch.int64 or indices.shape != (count,):
+            raise ValueError(f"{indices.dtype} {list(indices.shape)} instead of {count} indices")
+        if int(indices[0]) < 0 or int(indices[-1]) >= images or (indices.diff() <= 0).any():
+            raise ValueError("the indices are not ascending or not of these images")
+    except Exception as error:  # a damaged header surfaces as nearly anything
+        log.log(level, "%s is not the choice that was meant (%s): choosing again", path, error)
+        return None
+    return indices
+
+
+def fingerprint(data: ImageSet) -> str:
+    """sha256, in hex, that changes with the images; reads at most 64 MB, whatever their number.
+
+    Hashed are the shape, the images and the labels: all of them up to 48 MiB of images and
+    16 MiB of labels; beyond, as many as that holds, evenly spaced from the first to the last.
+    """
+    digest = hashlib.sha256(repr(tuple(data.images.shape)).encode())
+    for rows, limit in ((data.images, HASHED_PIXELS), (data.labels, HASHED_LABELS)):
+        count = len(rows)
+        taken = min(count, max(1, limit // max(1, rows[:1].nbytes)))
+        # k * (count - 1) // (taken - 1): the first and the last are among them
+        spaced = torch.arange(taken) * (count - 1) // max(1, taken - 1)
+        for index in spaced.split(READ_CHUNK):
+            part = rows[index.to(rows.device)].cpu().contiguous()
+            digest.update(part.numpy().data)
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hex. Raises UserError where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -1,0 +1,46 @@
+"""One pass of a network over many images, a batch at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from mosaickd.engine.progress import track
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module,
+    images: Tensor,
+    reduce: Callable[[Tensor], Tensor],
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    what: str,
+    batch_size: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """What `reduce` makes of the logits of each image. -> [N], on the CPU.
+
+    images: uint8 [N, 3, H, W], anywhere, also memory-mapped: only a batch is ever on the device,
+    or in floats. prepare: uint8 batch -> what the network wants. reduce: logits [B, C] -> [B].
+    check: called after each batch; may raise to stop early. The network is taken as it is: put it
+    into eval mode first.
+    """
+    began = time.perf_counter()
+    results = []
+    for batch in track(images.split(batch_size), what):
+        with autocast(), torch.compiler.set_stance("force_eager"):
+            logits = network(prepare(batch.to(device)))
+        results.append(reduce(logits).cpu())
+        check()
+    log.info("%s: %d images in %.1f s", what, len(images), time.perf_counter() - began)
+    return torch.cat(results)

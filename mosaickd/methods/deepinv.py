@@ -1,0 +1,232 @@
+"""DeepInversion: pixels themselves are optimised until the teacher takes them for its own domain.
+
+Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020;
+"adaptive" with the adversarial term. The alternation with the student follows CMI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mosaickd.bounds import Count, NonNegative, Positive
+from mosaickd.losses import (
+    cross_entropy,
+    jensen_shannon,
+    kl_divergence,
+    statistics_distance,
+    total_variation,
+)
+from mosaickd.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    SourceName,
+    StatisticsProbe,
+    Turn,
+    frozen,
+)
+
+
+class DeepInversion(Method):
+    """Rounds of `inversion_steps` turns that make a batch of images, then `student_steps` turns
+    in which the student learns from all images made so far. An iteration is one of these turns.
+
+    `oh`, `bn`, `tv` and `adv` weigh the images' losses: the label that each was given, the
+    statistics in the teacher, smoothness, and the student's disagreement. Finished images lie in
+    a pool of at most `pool_size` as uint8, 3 KB each at 32x32; the oldest make room.
+    """
+
+    source: ClassVar[SourceName | None] = None
+    uniform: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        teacher_statistics: StatisticsProbe,
+        normalize: Callable[[Tensor], Tensor],
+        augment: Callable[[Tensor], Tensor],
+        rng: torch.Generator,
+        batch_size: int,
+        num_classes: int,
+        image_size: int,
+        steps: int,
+        oh: NonNegative = 1.0,
+        bn: NonNegative = 10.0,
+        tv: NonNegative = 1e-3,
+        adv: NonNegative = 1.0,
+        adv_temperature: Positive = 3.0,
+        temperature: Positive = 20.0,
+        inversion_steps: Count = 1000,
+        student_steps: Count = 400,
+        pool_size: Count = 51200,
+    ) -> None:
+        if not (oh or bn or adv):
+            raise ValueError("method.oh, bn and adv are all 0: nothing guides the images")
+        if steps <= inversion_steps:
+            raise ValueError(
+                f"train.steps is {steps}, and the first {inversion_steps} "
+                "(method.inversion_steps) only make images: the student would learn nothing"
+            )
+        if pool_size < batch_size:
+            raise ValueError(
+                f"method.pool_size is {pool_size}: it must hold a batch of {batch_size} at least"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.teacher_statistics = teacher_statistics
+        self.augment = augment
+        self.normalize = normalize
+        self.rng = rng
+        self.batch_size = batch_size
+        self.num_classes = num_classes
+        self.oh, self.bn, self.tv, self.adv = oh, bn, tv, adv
+        self.adv_temperature = adv_temperature
+        self.temperature = temperature
+        self.inversion_steps = inversion_steps
+        self.round_length = inversion_steps + student_steps
+        self.images = Pixels(batch_size, image_size)
+        self.players = {"images": self.images, "student": student}
+        self.streams = {}
+        self.iteration = 0
+        self.labels = torch.zeros(batch_size, dtype=torch.int64, device=rng.device)
+        self.pool = Pool(pool_size, image_size, rng.device)
+
+    def iterations(self, player: str, steps: int) -> int:
+        rounds, rest = divmod(steps, self.round_length)
+        making = rounds * self.inversion_steps + min(rest, self.inversion_steps)
+        return making if player == "images" else steps - making
+
+    def turns(self, batch: Batch) -> Iterator[Turn]:
+        position = self.iteration % self.round_length
+        if position < self.inversion_steps:
+            if position == 0:
+                self.begin_images()
+            with frozen(self.student):
+                losses = self.image_losses(self.images())
+            yield Turn("images", losses, restart=position == 0)
+            with torch.no_grad():  # only colours that a pixel can have
+                pixels = self.images.pixels
+                pixels.copy_(pixels.clamp(*self.limits()))
+            if position == self.inversion_steps - 1:
+                self.pool.add(self.as_uint8(self.images.pixels.detach()))
+        else:
+            with torch.no_grad():
+                images = self.augment(self.pool.draw(self.batch_size, self.rng))
+                images = self.normalize(images.float() / 255)
+                teacher = self.teacher(images)
+            student = self.student(images)
+            yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
+        self.iteration += 1
+
+    @torch.no_grad()
+    def begin_images(self) -> None:
+        """Noise, and a class that each image shall become."""
+        device = self.rng.device
+        self.images.pixels.normal_(generator=self.rng)
+        self.labels = torch.randint(
+            self.num_classes, (self.batch_size,), generator=self.rng, device=device
+        )
+
+    def image_losses(self, images: Tensor) -> dict[str, Loss]:
+        """What teacher and student say of `images` [B, 3, H, W], normalised."""
+        moved = shift_and_flip(images, images.shape[-1] // 8, self.rng)
+        losses = {}
+        teacher, statistics = self.teacher_statistics(moved)
+        if self.oh:
+            losses["oh"] = Loss(cross_entropy(teacher, self.labels), self.oh)
+        if self.bn:
+            mean, var, running_mean, running_var = zip(*statistics, strict=True)
+            distance = statistics_distance(mean, running_mean, by_layer=True)
+            distance = distance + statistics_distance(var, running_var, by_layer=True)
+            losses["bn"] = Loss(distance, self.bn)
+        if self.tv:
+            losses["tv"] = Loss(total_variation(images), self.tv)
+        if self.adv:
+            # Half-made images must not move the statistics that the student is tested with.
+            self.student.eval()
+            disagreement = jensen_shannon(self.student(moved), teacher, self.adv_temperature)
+            self.student.train()
+            losses["adv"] = Loss(-disagreement, self.adv)
+        return losses
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """What black and white are after normalisation, [1, 3, 1, 1] each."""
+        black = torch.zeros(1, 3, 1, 1, device=self.rng.device)
+        return self.normalize(black), self.normalize(black + 1)
+
+    def as_uint8(self, images: Tensor) -> Tensor:
+        """Normalised images -> uint8."""
+        black, white = self.limits()
+        return ((images - black) / (white - black) * 255).round().clamp(0, 255).byte()
+
+    def synthesize(self, latents: Tensor | None) -> Tensor | None:
+        """The last images that were finished; None before the first are."""
+        images = self.pool.latest(100)
+        return self.normalize(images.float() / 255) if len(images) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration, "labels": self.labels, "pool": self.pool.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.labels = state["labels"].to(self.rng.device)
+        self.pool.load_state_dict(state["pool"])
+
+
+class Pixels(nn.Module):
+    """A batch of images that learns. -> normalised [B, 3, H, W]."""
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__()
+        self.pixels = nn.Parameter(torch.zeros(count, 3, size, size))
+
+    def forward(self) -> Tensor:
+        return self.pixels
+
+
+class Pool:
+    """The images made so far: uint8, at most `size`; the oldest make room."""
+
+    def __init__(self, size: int, image_size: int, device: torch.device) -> None:
+        self.size = size
+        self.images = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8, device=device)
+
+    def add(self, images: Tensor) -> None:
+        """images: uint8 [N, 3, H, W]"""
+        self.images = torch.cat([self.images, images])[-self.size :].contiguous()
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """-> uint8 [count, 3, H, W], with replacement"""
+        device = self.images.device
+        return self.images[torch.randint(len(self.images), (count,), generator=rng, device=device)]
+
+    def latest(self, count: int) -> Tensor:
+        """-> uint8 [at most count, 3, H, W]"""
+        return self.images[-count:]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"images": self.images}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.images = state["images"].to(self.images.device)
+
+
+def shift_and_flip(images: Tensor, limit: int, rng: torch.Generator) -> Tensor:
+    """One random circular shift by up to `limit` pixels, and perhaps a flip, for all images.
+
+    images: [B, C, H, W] -> the same shape, without a host round trip.
+    """
+    height, width = images.shape[2:]
+    device = images.device
+    down, right = torch.randint(-limit, limit + 1, (2,), generator=rng, device=device).unbind()
+    flip = torch.rand((), generator=rng, device=device) < 0.5
+    rows = (torch.arange(height, device=device) - down) % height
+    columns = (torch.arange(width, device=device) - right) % width
+    columns = torch.where(flip, columns.flip(0), columns)
+    return images.index_select(2, rows).index_select(3, columns)

@@ -1,0 +1,92 @@
+"""FitNets: the student's middle stage learns to predict the teacher's.
+
+Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015; regressor and weight as in
+RepDistiller (Tian et al., 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mosaickd.bounds import Count, NonNegative, Positive
+from mosaickd.losses import kl_divergence
+from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Stream, Turn
+
+
+class FitNet(Method):
+    """KD, and `hint` times the squared error between regressed and real features of one stage.
+
+    stage: which of the models' `features`, counted from 1. The regressor learns beside the
+    student, with its optimizer, and is not part of what is kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        student_features: Probe,
+        teacher_features: Probe,
+        hint: NonNegative = 100.0,
+        stage: Count = 2,
+        temperature: Positive = 5.0,
+        ood_statistics: SourceName = "dataset",
+    ) -> None:
+        stages = min(len(student_features.shapes), len(teacher_features.shapes))
+        if stage > stages:
+            raise ValueError(
+                f"method.stage is {stage}, but the models name {stages} stages in student.features "
+                "and teacher.features"
+            )
+        self.student_features = student_features
+        self.teacher_features = teacher_features
+        self.hint = hint
+        self.stage = stage
+        self.temperature = temperature
+        self.regressor = Regressor(
+            student_features.shapes[stage - 1], teacher_features.shapes[stage - 1]
+        )
+        self.players = {"student": nn.ModuleList([student, self.regressor])}
+        self.streams = {"ood": Stream("ood", augment=True, statistics=ood_statistics)}
+
+    def turns(self, batch: Batch) -> Iterator[Turn]:
+        (images,) = batch["ood"]
+        with torch.no_grad():
+            teacher, teachers = self.teacher_features(images.pixels)
+        student, students = self.student_features(images.pixels)
+        regressed = self.regressor(students[self.stage - 1])
+        hint = F.mse_loss(regressed.float(), teachers[self.stage - 1].float())
+        kd = kl_divergence(student, teacher, self.temperature)
+        yield Turn("student", {"kd": Loss(kd), "hint": Loss(hint, self.hint)})
+
+
+class Regressor(nn.Module):
+    """Convolution, batch norm, ReLU: from the student's features to the teacher's shape.
+
+    [B, *student_shape] -> [B, *teacher_shape], shapes [C, H, W]. The convolution halves, keeps or
+    doubles the size, as the two shapes demand; any other ratio is resized bilinearly after it.
+    """
+
+    def __init__(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, size = student_shape[0], tuple(student_shape[1:])
+        wanted, self.size = teacher_shape[0], tuple(teacher_shape[1:])
+        halved = tuple((side + 1) // 2 for side in size)
+        self.conv: nn.Module
+        if halved == self.size:
+            self.conv = nn.Conv2d(channels, wanted, 3, stride=2, padding=1)
+        elif self.size == tuple(2 * side for side in size):
+            self.conv = nn.ConvTranspose2d(channels, wanted, 4, stride=2, padding=1)
+        else:
+            self.conv = nn.Conv2d(channels, wanted, 1)
+        self.norm = nn.BatchNorm2d(wanted)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(features)))
+        if tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+        return x

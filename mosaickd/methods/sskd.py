@@ -1,0 +1,158 @@
+"""SSKD: the student also learns how the teacher relates rotated images to upright ones.
+
+Xu et al., "Knowledge Distillation Meets Self-Supervision", ECCV 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mosaickd.bounds import Fraction, NonNegative, Positive
+from mosaickd.losses import cosine_similarities, cross_entropy, kl_divergence
+from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Stream, Turn
+
+
+class SSKD(Method):
+    """First the teacher's self-supervision head learns, for `head_fraction` of the iterations:
+    to find an upright image by a rotated copy. Then the student learns from the teacher's
+    predictions on upright (`kd`) and rotated images (`tf`), and from the head's similarities
+    between them (`ss`).
+
+    Where the teacher errs it is followed less: of the rotated images that it predicts otherwise
+    than upright ones the share `keep_tf` is used, of those that its head assigns to a wrong image
+    `keep_ss`, best ranked first. Without labels, the teacher's prediction for the upright image
+    counts as right.
+    """
+
+    uniform: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        student_embedding: Probe,
+        teacher_embedding: Probe,
+        steps: int,
+        kd: NonNegative = 1.0,
+        tf: NonNegative = 2.7,
+        ss: NonNegative = 10.0,
+        temperature: Positive = 4.0,
+        tf_temperature: Positive = 4.0,
+        ss_temperature: Positive = 0.5,
+        keep_tf: Fraction = 1.0,
+        keep_ss: Fraction = 0.75,
+        head_fraction: Fraction = 60 / 260,
+        ood_statistics: SourceName = "dataset",
+    ) -> None:
+        self.head_steps = round(head_fraction * steps)
+        if not 0 < self.head_steps < steps:
+            raise ValueError(
+                f"method.head_fraction is {head_fraction}: of {steps} steps the head would learn "
+                f"in {self.head_steps}; both head and student must have their turns"
+            )
+        self.student_embedding = student_embedding
+        self.teacher_embedding = teacher_embedding
+        self.kd, self.tf, self.ss = kd, tf, ss
+        self.temperature = temperature
+        self.tf_temperature = tf_temperature
+        self.ss_temperature = ss_temperature
+        self.keep_tf, self.keep_ss = keep_tf, keep_ss
+        self.head = projection(teacher_embedding.shapes[0][0])
+        self.student_head = projection(student_embedding.shapes[0][0])
+        self.players = {
+            "head": self.head,
+            "student": nn.ModuleList([student, self.student_head]),
+        }
+        self.streams = {"ood": Stream("ood", augment=True, statistics=ood_statistics)}
+        self.iteration = 0
+
+    def iterations(self, player: str, steps: int) -> int:
+        return self.head_steps if player == "head" else steps - self.head_steps
+
+    def turns(self, batch: Batch) -> Iterator[Turn]:
+        (images,) = batch["ood"]
+        rotated = torch.cat([images.pixels.rot90(k, (2, 3)) for k in range(4)])
+        with torch.no_grad():
+            teacher, (embedding,) = self.teacher_embedding(rotated)
+        count = len(images.pixels)
+        if self.iteration < self.head_steps:
+            similarity = similarities(self.head(embedding), count)
+            loss = cross_entropy(similarity, upright(count, similarity.device))
+            yield Turn("head", {"contrast": Loss(loss)})
+        else:
+            with torch.no_grad():
+                similarity = similarities(self.head(embedding), count)
+            yield Turn("student", self.student_losses(rotated, teacher, similarity))
+        self.iteration += 1
+
+    def student_losses(
+        self, rotated: Tensor, teacher: Tensor, similarity: Tensor
+    ) -> dict[str, Loss]:
+        """rotated: images [4B, 3, H, W], the upright ones first; teacher: their logits [4B, C];
+        similarity: of the teacher's head, [3B, B]."""
+        count = len(rotated) // 4
+        student, (embedding,) = self.student_embedding(rotated)
+        losses = {
+            "kd": Loss(kl_divergence(student[:count], teacher[:count], self.temperature), self.kd)
+        }
+        if self.tf:
+            predicted = teacher[:count].argmax(dim=1).repeat(3)
+            kept = rank_filter(teacher[count:], predicted, self.keep_tf)
+            loss = filtered_kl(student[count:], teacher[count:], kept, self.tf_temperature)
+            losses["tf"] = Loss(loss, self.tf)
+        if self.ss:
+            ours = similarities(self.student_head(embedding), count)
+            kept = rank_filter(similarity, upright(count, similarity.device), self.keep_ss)
+            loss = filtered_kl(ours, similarity, kept, self.ss_temperature)
+            losses["ss"] = Loss(loss, self.ss)
+        return losses
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+
+
+def projection(dim: int) -> nn.Module:
+    """The self-supervision head. [B, dim] -> [B, dim]."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim))
+
+
+def similarities(projected: Tensor, count: int) -> Tensor:
+    """Cosine of each rotated image with each upright one. [4B, D], the `count` = B upright ones
+    first -> [3B, B]."""
+    return cosine_similarities(projected[count:], projected[:count])
+
+
+def upright(count: int, device: torch.device) -> Tensor:
+    """Which upright image each rotated one was made of. -> [3 * count]."""
+    return torch.arange(count, device=device).repeat(3)
+
+
+def rank_filter(scores: Tensor, right: Tensor, keep: float) -> Tensor:
+    """Which rows to trust: all whose highest score is the right one, and of the others the share
+    `keep` in which it ranks best. scores: [N, K], right: [N] -> bool [N].
+
+    Counts stay on the device: no number is read here.
+    """
+    own = scores.gather(1, right[:, None])
+    rank = (scores > own).sum(dim=1)
+    order = rank.argsort(stable=True)
+    place = order.argsort()  # of a permutation: its inverse
+    wrong = (rank > 0).sum()
+    return place < len(rank) - wrong + (wrong * keep).floor()
+
+
+def filtered_kl(student: Tensor, teacher: Tensor, kept: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) over the rows that are kept, times T². Logits [N, K] -> scalar."""
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    each = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+    return (each * kept).sum() / kept.sum().clamp_min(1) * temperature**2

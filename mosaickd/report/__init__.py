@@ -1,0 +1,22 @@
+"""Results for people: a run's table, a sweep's, the paper's beside ours. Reads files only.
+
+python -m mosaickd.report outputs/quickstart
+"""
+
+from __future__ import annotations
+
+from mosaickd.report.results import find_results, read_result
+from mosaickd.report.terminal import console, show_run, show_sweep, sweep_table
+from mosaickd.report.words import WORDS, describe, percent
+
+__all__ = [
+    "WORDS",
+    "console",
+    "describe",
+    "find_results",
+    "percent",
+    "read_result",
+    "show_run",
+    "show_sweep",
+    "sweep_table",
+]
