@@ -104,6 +104,8 @@ def register() -> None:
     those of a folder given with --config-dir. (A bare `model@teacher` in the defaults list would
     let `teacher=x` on the command line replace the whole group by a string.)
     """
+    # `${when:FLAG,TEXT}`, in names of folders: TEXT, or nothing.
+    OmegaConf.register_new_resolver("when", lambda flag, text: text if flag else "", replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Root)
     for folder in [CONF, *config_dirs(sys.argv)]:

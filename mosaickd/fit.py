@@ -113,6 +113,10 @@ class Fit:
                 f"train.cuda_graph=true captures one iteration for all, and those of method="
                 f"{cfg.method.name} are not all alike: leave it out"
             )
+        for player in self.method.players:
+            if self.method.iterations(player, steps) == 0:
+                log.warning("a run of %d steps is too short for method=%s: the %s never has a turn",
+                            steps, cfg.method.name, player)  # fmt: skip
         game = Game(self.method, build_players(cfg, self.method, steps), self.autocast)
 
         if self.teacher is not None:

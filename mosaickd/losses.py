@@ -2,7 +2,8 @@
 
 Equation numbers without a name are those of Fang et al., "Mosaicking to Distill: Knowledge
 Distillation from Out-of-Domain Data", NeurIPS 2021. Logits may come in bfloat16 from autocast;
-every function computes in float32, because differences of log-probabilities lose their meaning in 8 bits.
+every function computes in float32, because differences of log-probabilities lose their meaning in
+8 bits.
 
 Where one formula can be rounded in several ways, it stands here as the reference rounds it: a few
 steps at rate 0.1 amplify the last bit of a loss until 0.2 % of the student's weights differ.
@@ -125,17 +126,18 @@ def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> 
     """Σ over stages of the mean squared difference of attention maps (Zagoruyko & Komodakis, 2017).
 
     Pairs of features [B, C, H, W], channels and sizes may differ -> scalar. A map is the mean
-    square over channels, normalised to length 1 as one vector an image; the larger of two maps
-    is averaged down to the smaller.
+    square over channels, normalised to length 1 as one vector an image; the larger features of
+    two are averaged down to the smaller first, as RepDistiller does.
     """
     total = []
     for one, other in zip(student, teacher, strict=True):
-        one, other = (f.float().pow(2).mean(dim=1, keepdim=True) for f in (one, other))
         height, width = (min(a, b) for a, b in zip(one.shape[2:], other.shape[2:], strict=True))
-        maps = [
-            F.normalize(F.adaptive_avg_pool2d(f, (height, width)).flatten(1), dim=1)
-            for f in (one, other)
-        ]
+        maps = []
+        for features in (one, other):
+            features = features.float()
+            if features.shape[2:] != (height, width):
+                features = F.adaptive_avg_pool2d(features, (height, width))
+            maps.append(F.normalize(features.pow(2).mean(dim=1).flatten(1), dim=1))
         total.append((maps[0] - maps[1]).pow(2).mean())
     return torch.stack(total).sum()
 
@@ -147,7 +149,7 @@ def pairwise_distances(embedding: Tensor) -> Tensor:
     """Euclidean, divided by their mean over distinct images. [B, D] -> [B, B]."""
     embedding = embedding.float()
     square = embedding.pow(2).sum(dim=1)
-    squared = square[:, None] + square[None, :] - 2 * embedding @ embedding.T
+    squared = square[:, None] + square[None, :] - 2 * dot_products(embedding, embedding)
     # The root has no gradient at 0, where the diagonal lies.
     off = ~torch.eye(len(embedding), dtype=torch.bool, device=embedding.device)
     distances = torch.where(off, squared.clamp_min(1e-12), 1.0).sqrt() * off
@@ -170,15 +172,27 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
     def cosines(embedding: Tensor) -> Tensor:
         embedding = embedding.float()
-        directions = F.normalize(embedding[None, :] - embedding[:, None], dim=2)
-        return directions @ directions.transpose(1, 2)
+        lines = embedding[None, :] - embedding[:, None]
+        # Images that coincide have no direction; its gradient would be 1e12 times that of others.
+        apart = lines.pow(2).sum(dim=2, keepdim=True) > 1e-6
+        directions = F.normalize(torch.where(apart, lines, 0.0), dim=2)
+        return dot_products(directions, directions)
 
     return F.smooth_l1_loss(cosines(student), cosines(teacher))
 
 
 def cosine_similarities(one: Tensor, other: Tensor) -> Tensor:
     """Of every row with every row. [N, D], [M, D] -> [N, M]."""
-    return F.normalize(one.float(), dim=1) @ F.normalize(other.float(), dim=1).T
+    return dot_products(F.normalize(one.float(), dim=1), F.normalize(other.float(), dim=1))
+
+
+def dot_products(one: Tensor, other: Tensor) -> Tensor:
+    """Of every row with every row, in float32 where autocast would take 8 bits.
+
+    [..., N, D], [..., M, D] -> [..., N, M].
+    """
+    with torch.autocast(one.device.type, enabled=False):
+        return one.float() @ other.float().transpose(-2, -1)
 
 
 def noise_contrast(positive: Tensor, negatives: Tensor, instances: int) -> Tensor:

@@ -107,9 +107,9 @@ def prepare(source: Path, target: Path, recipe: Recipe, workers: int) -> Outcome
             shutil.rmtree(target / PARTIAL, ignore_errors=True)
             _list_broken(target, outcome)
     except OSError as error:
+        path = error.filename2 or error.filename or target
         raise UserError(
-            f"cannot write {error.filename or target}: {error.strerror or error}; the same "
-            "command goes on when that is mended"
+            f"cannot write {path}: {error.strerror}; the same command goes on when that is mended"
         ) from error
     return outcome
 

@@ -33,7 +33,7 @@ def cosine(optimizer: Optimizer, steps: int, *, stairs: Count | None = None) -> 
 
 
 def _stair(step: int, *, steps: int, stairs: int) -> float:
-    return (1 + math.cos(math.pi * (step * stairs // steps) / stairs)) / 2
+    return (1 + math.cos(math.pi * (step * stairs // max(steps, 1)) / stairs)) / 2
 
 
 def constant(optimizer: Optimizer, steps: int) -> LRScheduler:

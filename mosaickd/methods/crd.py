@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mosaickd.bounds import Count, Fraction, NonNegative, Positive
-from mosaickd.losses import kl_divergence, noise_contrast
+from mosaickd.losses import dot_products, kl_divergence, noise_contrast
 from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Stream, Turn
 
 
@@ -111,9 +111,9 @@ class Memory(nn.Module):
         chosen = torch.cat([own[:, None], others], dim=1)
         if len(self.vectors) <= 8 * chosen.shape[1]:
             # Comparing with all is cheaper than gathering K vectors for each of B anchors.
-            similarity = (anchors @ self.vectors.clone().T).gather(1, chosen)
+            similarity = dot_products(anchors, self.vectors.clone()).gather(1, chosen)
         else:
-            similarity = torch.einsum("bd,bkd->bk", anchors, self.vectors[chosen])
+            similarity = dot_products(anchors[:, None], self.vectors[chosen])[:, 0]
         scores = (similarity / self.temperature).exp()
         with torch.no_grad():
             estimate = scores.mean() * len(self.vectors)

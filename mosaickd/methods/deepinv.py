@@ -55,7 +55,6 @@ class DeepInversion(Method):
         batch_size: int,
         num_classes: int,
         image_size: int,
-        steps: int,
         oh: NonNegative = 1.0,
         bn: NonNegative = 10.0,
         tv: NonNegative = 1e-3,
@@ -68,11 +67,6 @@ class DeepInversion(Method):
     ) -> None:
         if not (oh or bn or adv):
             raise ValueError("method.oh, bn and adv are all 0: nothing guides the images")
-        if steps <= inversion_steps:
-            raise ValueError(
-                f"train.steps is {steps}, and the first {inversion_steps} "
-                "(method.inversion_steps) only make images: the student would learn nothing"
-            )
         if pool_size < batch_size:
             raise ValueError(
                 f"method.pool_size is {pool_size}: it must hold a batch of {batch_size} at least"

@@ -51,11 +51,6 @@ class SSKD(Method):
         ood_statistics: SourceName = "dataset",
     ) -> None:
         self.head_steps = round(head_fraction * steps)
-        if not 0 < self.head_steps < steps:
-            raise ValueError(
-                f"method.head_fraction is {head_fraction}: of {steps} steps the head would learn "
-                f"in {self.head_steps}; both head and student must have their turns"
-            )
         self.student_embedding = student_embedding
         self.teacher_embedding = teacher_embedding
         self.kd, self.tf, self.ss = kd, tf, ss

@@ -60,10 +60,13 @@ def _kernels(patch_size: int) -> list[int]:
         count += 1
     kernels = []
     left = patch_size - 1
-    for layer in reversed(range(count)):  # one more tap in layer l widens the field by 2^l
-        taps = min(3, left // 2**layer)
+    for layer in reversed(range(count)):
+        # One more tap in layer l widens the field by 2^l. Its taps lie that far apart, so the
+        # layers before it must see no less: between them no pixel may be left out.
+        apart = 2**layer
+        taps = max(0, min(3, (left - (apart - 1)) // apart))
         kernels.append(1 + taps)
-        left -= taps * 2**layer
+        left -= taps * apart
     assert left == 0, patch_size
     return kernels[::-1]
 

@@ -1,0 +1,172 @@
+"""A small game of each method, with everyone who sits at its table."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mosaickd.data.loader import Normalize, random_crop_and_flip
+from mosaickd.engine.loop import Game
+from mosaickd.engine.player import Player
+from mosaickd.engine.schedules import cosine
+from mosaickd.methods.balanced import Balanced
+from mosaickd.methods.base import Batch, Images, Latents, Method
+from mosaickd.methods.crd import CRD
+from mosaickd.methods.dafl import DAFL
+from mosaickd.methods.deepinv import DeepInversion
+from mosaickd.methods.dfq import DFQ
+from mosaickd.methods.fitnet import FitNet
+from mosaickd.methods.kd import KD
+from mosaickd.methods.mosaic import MosaicKD
+from mosaickd.methods.rkd import RKD
+from mosaickd.methods.scratch import Scratch
+from mosaickd.methods.sskd import SSKD
+from mosaickd.methods.zskt import ZSKT
+from mosaickd.models.discriminator import PatchDiscriminator
+from mosaickd.models.generator import Generator
+from mosaickd.models.probes import Probe, StatisticsProbe
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "scratch": Scratch, "kd": KD, "mosaic": MosaicKD, "dfq": DFQ, "dafl": DAFL, "zskt": ZSKT,
+    "deepinv": DeepInversion, "balanced": Balanced, "fitnet": FitNet, "rkd": RKD, "crd": CRD,
+    "sskd": SSKD,
+}  # fmt: skip
+
+CPU = torch.device("cpu")
+SIZE, BATCH, CLASSES, INSTANCES, STEPS = 8, 6, 4, 40, 12
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+def classifier(width: int = 8) -> nn.Sequential:
+    """Two stages of a convolution with batch norm, and a linear layer named `fc`."""
+
+    def stage(inner: int, outer: int, stride: int) -> nn.Sequential:
+        conv = nn.Conv2d(inner, outer, 3, stride, padding=1)
+        return nn.Sequential(conv, nn.BatchNorm2d(outer), nn.ReLU())
+
+    return nn.Sequential(
+        OrderedDict(
+            stage1=stage(3, width, 1),
+            stage2=stage(width, 2 * width, 2),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(2 * width, CLASSES),
+        )
+    )
+
+
+def teacher_of(width: int = 12) -> nn.Sequential:
+    """One that has seen a few batches, so that its batch norms remember something."""
+    teacher = classifier(width)
+    for _ in range(3):
+        teacher(torch.randn(16, 3, SIZE, SIZE) + 0.5)
+    return teacher.requires_grad_(False).eval()
+
+
+class Table:
+    """One method's game. settings: the method's, and `steps`, those of the run."""
+
+    def __init__(self, name: str, *, optimizers: Mapping[str, Any] | None = None, **settings: Any):
+        torch.manual_seed(0)
+        factory = METHODS[name]
+        self.steps: int = settings.pop("steps", STEPS)
+        self.teacher = settings.pop("teacher", None) or teacher_of()
+        self.student = settings.pop("student", None) or classifier()
+        self.generator = Generator(image_size=SIZE, latent_dim=5, width=4)
+        self.discriminator = PatchDiscriminator(image_size=SIZE, width=4, patch_size=4)
+        self.rng = torch.Generator().manual_seed(0)
+        self.latents = Latents(5, CPU, 0)
+        self.normalize = Normalize(MEAN, STD)
+        offered: dict[str, Any] = {
+            "student": self.student,
+            "teacher": self.teacher,
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "normalize": self.normalize,
+            "latents": self.latents,
+            "augment": lambda images: random_crop_and_flip(images, 1, self.rng),
+            "rng": self.rng,
+            "batch_size": BATCH,
+            "num_classes": CLASSES,
+            "image_size": SIZE,
+            "instances": INSTANCES,
+            "steps": self.steps,
+            **self.probes(),
+        }
+        asked = inspect.signature(factory).parameters
+        self.method: Any = factory(**{k: v for k, v in offered.items() if k in asked} | settings)
+        optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+        self.players = {
+            name: Player(
+                module,
+                (optimizers or {}).get(name, optimizer),
+                cosine,
+                steps=self.method.iterations(name, self.steps),
+            )
+            for name, module in self.method.players.items()
+        }
+        self.game = Game(self.method, self.players)
+        self.game.train()
+
+    def probes(self) -> dict[str, Any]:
+        example = torch.zeros(1, 3, SIZE, SIZE)
+        probes: dict[str, Any] = {}
+        for role, network in (("student", self.student), ("teacher", self.teacher)):
+            probes[f"{role}_features"] = Probe(
+                network, ["stage1", "stage2"], example=example, setting=f"{role}.features"
+            )
+            probes[f"{role}_embedding"] = Probe(
+                network, ["fc"], example=example, setting=f"{role}.embedding", of="input"
+            )
+        probes["teacher_statistics"] = StatisticsProbe(self.teacher, what="the teacher")
+        return probes
+
+    def batch(self, seed: int = 0) -> Batch:
+        """Other images for another seed; images of the set that are always the same."""
+        pixels = torch.randn(INSTANCES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
+        rng = torch.Generator().manual_seed(seed)
+        drawn: dict[str, list[Images]] = {}
+        for name, stream in self.method.streams.items():
+            indices = [
+                torch.randperm(INSTANCES, generator=rng)[:BATCH] for _ in range(stream.draws)
+            ]
+            drawn[name] = [Images(pixels[i], i % CLASSES, i) for i in indices]
+        return drawn
+
+    def play(self, iterations: int, start: int = 0) -> list[Any]:
+        """The turns of so many iterations, in order."""
+        played = (
+            self.game.iterate(self.batch(seed)) for seed in range(start, start + iterations)
+        )
+        return list(itertools.chain.from_iterable(played))
+
+
+def outputs_of(module: nn.Module) -> list[Tensor]:
+    """What `module` gives out from now on, call by call."""
+    seen: list[Tensor] = []
+    module.register_forward_hook(lambda m, inputs, out: seen.append(out.detach().clone()))
+    return seen
+
+
+def inputs_of(module: nn.Module) -> list[Tensor]:
+    """What `module` is given from now on, call by call."""
+    seen: list[Tensor] = []
+    module.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach().clone()))
+    return seen
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Names of what isn't equal."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
