@@ -207,7 +207,9 @@ class Fit:
 
     def count_of(self, source: SourceName) -> int:
         """How many images the method has to train on."""
-        available = len(self.images.get(source, ()))
+        if source not in self.images:
+            return 0
+        available = len(self.images[source])
         if source != "ood" or not self.cfg.ood_subset:
             return available
         count = self.cfg.ood_subset_size or self.sources["dataset"].train_size
