@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,9 +37,14 @@ def run_command(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
     if {"--cfg", "-c"} & set(sys.argv) and {"--multirun", "-m"} & set(sys.argv):
         _fail("--cfg shows the config of one run: leave out -m", 2)
-    for argument in sys.argv[1:]:
-        if argument.startswith("sweep=") and "," in argument:  # Hydra would ignore both lists
+    for position, argument in enumerate(sys.argv[1:], 1):
+        key, _, value = argument.partition("=")
+        if key == "sweep" and "," in value:  # Hydra would ignore both lists
             _fail(f"{argument}: one sweep at a time; run them one after the other", 2)
+        if key in GROUPS and value == "null":
+            sys.argv[position] = f"~{key}"  # how Hydra wants it said
+        elif key in GROUPS and "null" in value.split(","):
+            _fail(f"{argument}: null is no choice among others; give it alone", 2)
     try:
         try:
             main()
@@ -80,6 +86,11 @@ class SweepSummary(Callback):
 
 def explain(error: Exception, arguments: list[str]) -> str:
     """Say which override doesn't compose and what it may have meant, in place of Hydra's words."""
+    if emptied := re.search(r"node `(\w+)` is not a container", str(error)):
+        return (
+            f"{emptied[1]} is null, and this method needs one; options: "
+            f"{', '.join(choices_of(emptied[1]))}"
+        )
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override that Hydra can read ({error.message})"
     for argument in arguments:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -288,18 +289,24 @@ def _check_overrides(cfg: DictConfig) -> None:
     if not HydraConfig.initialized():
         return
     hydra = HydraConfig.get()
-    given = [override.lstrip("+~") for override in hydra.overrides.task]
+    given = _given()
     keys = {override.partition("=")[0].partition("@")[0] for override in given}
+    if hydra.mode == RunMode.MULTIRUN:
+        keys.discard("ood.root")  # of a sweep, some cells may need it and others not
+    if hydra.runtime.choices.get("ablation") and "discriminator" not in needs(cfg):
+        raise UserError(
+            f"ablation= changes the game of MosaicKD, and method={cfg.method.name} plays another: "
+            "leave one of them out"
+        )
     if hydra.runtime.choices.get("pair") and (both := keys & {"teacher", "student"}):
         raise UserError(
             f"pair= chooses teacher and student, so {both.pop()}= can't be given beside it: "
             "two cells would share a folder. Give one or the other"
         )
     used = needs(cfg) | {"dataset", "student", images_of(cfg)}
-    nulls = {override for override in given if override.endswith("=null")}
     for part in ("teacher", "ood"):
         said = {k for k in keys if k == part or k.startswith((f"{part}.", f"{part}_subset"))}
-        if part not in used and said and f"{part}=null" not in nulls:
+        if part not in used and said and f"{part}=null" not in given:
             raise UserError(
                 f"{said.pop()} has no effect with method={cfg.method.name}, which uses no {part} "
                 "images: leave it out"
@@ -307,6 +314,16 @@ def _check_overrides(cfg: DictConfig) -> None:
                 else f"{said.pop()} has no effect with method={cfg.method.name}, which has no "
                 "teacher: leave it out"
             )
+    if cfg.ood_subset_size is not None and "ood_subset_size" in keys and not cfg.ood_subset:
+        raise UserError(
+            "ood_subset_size has no effect without ood_subset=true: give both, or leave it out"
+        )
+
+
+def _given() -> list[str]:
+    """The overrides of the command line, as NAME=VALUE; what is taken away (~ood) is null."""
+    task = HydraConfig.get().overrides.task
+    return [o.lstrip("+~") if "=" in o else f"{o.lstrip('~')}=null" for o in task]
 
 
 def unknown(path: str, accepted: Iterable[str]) -> str:
@@ -346,8 +363,9 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 #: other one makes it another experiment than the recipe of its method.
 PLAIN_OVERRIDES = re.compile(
     r"(method|dataset|ood|teacher|student|pair|sweep|tracker|seed|device|force|ood_subset"
-    r"|teacher_missing|teachers_dir|train)=|tracker\.|hydra[./]|(dataset|ood)\.root=|"
-    r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|"
+    r"|teacher_missing|teachers_dir)=|tracker\.|hydra[./]|(dataset|ood)\.root=|"
+    r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|train=default$|"
+    r"(experiment|ablation|train\.steps|(dataset|ood)\.(classes|limit)|ood_subset_size)=null$|"
     rf"train\.({'|'.join(sorted(WATCHING | COMPUTING))})="
 )
 
@@ -356,10 +374,7 @@ def variant() -> str | None:
     """How the run's command departs from its method's recipe; None where it doesn't."""
     if not HydraConfig.initialized():
         return None
-    given = [override.lstrip("+~") for override in HydraConfig.get().overrides.task]
-    departures = [o for o in given if not PLAIN_OVERRIDES.match(o) and not o.endswith("=null")]
-    departures += [o for o in given if o in ("train=cpu", "train=smoke")]
-    return ", ".join(sorted(departures)) or None
+    return ", ".join(sorted(o for o in _given() if not PLAIN_OVERRIDES.match(o))) or None
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

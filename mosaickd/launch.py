@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,18 +46,21 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
         with interruption.handling(), owned(folder):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
-    except InUse:
+    except InUse as error:
         if not sweeping:
-            raise
+            sys.exit(f"error: {error}")
         log.info("%s is being run by another process: left to it", folder)
         return {"status": "running elsewhere"}
     except UserError as error:
         # A sweep goes on with its next cell, so each cell's mistake is told where it happens;
         # a single run's is the last thing that the command prints.
         log.error("%s: %s", folder, error, extra={"console": sweeping})
+        if not sweeping:
+            sys.exit(f"error: {error}")  # past Hydra, which would print all overrides before it
         raise
     finally:
         if sweeping:
+            empty_frames(sys.exception())
             release_memory()
     report.show_run(folder)
     return result
@@ -165,6 +169,14 @@ def clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def empty_frames(error: BaseException | None) -> None:
+    """Hydra keeps the errors of a sweep's cells to its end: not also the networks and images that
+    the frames of their tracebacks hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def release_memory() -> None:

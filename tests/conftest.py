@@ -21,6 +21,10 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0  # seconds that a tiny run never needs, however busy the machine is
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two workers share the cores
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses at once: no network
 
 
@@ -114,6 +118,27 @@ class Cli:
         }  # fmt: skip
 
 
+EXPERIMENT = """\
+# @package _global_
+defaults:
+  - override /dataset: letters
+  - override /ood: strokes
+  - override /teacher: wrn16_2
+  - override /student: wrn16_1
+  - override /tracker: none
+dataset:
+  root: {root}
+  reader: {{train_images: 240, test_images: 48}}
+  recipe: {{epochs: 2, batch_size: 48, lr: 0.05, weight_decay: 5.0e-4}}
+ood:
+  root: {root}
+  reader: {{train_images: 64, test_images: 48}}
+generator: {{latent_dim: 16, width: 8}}
+discriminator: {{width: 8}}
+train: {{epochs: 1, batch_size: 16, precision: fp32}}
+"""
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Overrides of runs that take a second or two."""
@@ -142,6 +167,14 @@ class Tiny:
 
     def mosaic(self, *more: str) -> list[str]:
         return self.distil("mosaic", *more)
+
+    def experiment(self, folder: Path, *more: str) -> list[str]:
+        """The same as an experiment of the user's own, for whatever method and sweep: written to
+        `folder`/conf. Four steps on strokes; a teacher that is missing has ten."""
+        path = folder / "conf" / "experiment" / "tiny.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(EXPERIMENT.format(root=json.dumps(str(self.glyphs))))
+        return ["--config-dir", str(path.parent.parent), "experiment=tiny", *more]
 
 
 def new_cli(folder: Path) -> Cli:

@@ -41,6 +41,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 CPU = torch.device("cpu")
 SIZE, BATCH, CLASSES, INSTANCES, STEPS = 8, 6, 4, 40, 12
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 
@@ -71,14 +72,24 @@ def teacher_of(width: int = 12) -> nn.Sequential:
 
 
 class Table:
-    """One method's game. settings: the method's, and `steps`, those of the run."""
+    """One method's game.
 
-    def __init__(self, name: str, *, optimizers: Mapping[str, Any] | None = None, **settings: Any):
+    optimizers: by player, instead of `optimizer`; settings: the method's, and whatever else its
+    constructor shall get instead of ours, such as `steps`, those of the run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        optimizer: Any = SGD,
+        optimizers: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
         torch.manual_seed(0)
         factory = METHODS[name]
         self.steps: int = settings.pop("steps", STEPS)
-        self.teacher = settings.pop("teacher", None) or teacher_of()
-        self.student = settings.pop("student", None) or classifier()
+        self.teacher, self.student = teacher_of(), classifier()
         self.generator = Generator(image_size=SIZE, latent_dim=5, width=4)
         self.discriminator = PatchDiscriminator(image_size=SIZE, width=4, patch_size=4)
         self.rng = torch.Generator().manual_seed(0)
@@ -102,7 +113,6 @@ class Table:
         }
         asked = inspect.signature(factory).parameters
         self.method: Any = factory(**{k: v for k, v in offered.items() if k in asked} | settings)
-        optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
         self.players = {
             name: Player(
                 module,
@@ -114,6 +124,7 @@ class Table:
         }
         self.game = Game(self.method, self.players)
         self.game.train()
+        self.pixels = torch.randn(INSTANCES, 3, SIZE, SIZE)  # of the OOD images, normalised
 
     def probes(self) -> dict[str, Any]:
         example = torch.zeros(1, 3, SIZE, SIZE)
@@ -129,22 +140,19 @@ class Table:
         return probes
 
     def batch(self, seed: int = 0) -> Batch:
-        """Other images for another seed; images of the set that are always the same."""
-        pixels = torch.randn(INSTANCES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
+        """Other OOD images for another seed."""
         rng = torch.Generator().manual_seed(seed)
         drawn: dict[str, list[Images]] = {}
         for name, stream in self.method.streams.items():
             indices = [
                 torch.randperm(INSTANCES, generator=rng)[:BATCH] for _ in range(stream.draws)
             ]
-            drawn[name] = [Images(pixels[i], i % CLASSES, i) for i in indices]
+            drawn[name] = [Images(self.pixels[i], i % CLASSES, i) for i in indices]
         return drawn
 
     def play(self, iterations: int, start: int = 0) -> list[Any]:
         """The turns of so many iterations, in order."""
-        played = (
-            self.game.iterate(self.batch(seed)) for seed in range(start, start + iterations)
-        )
+        played = (self.game.iterate(self.batch(seed)) for seed in range(start, start + iterations))
         return list(itertools.chain.from_iterable(played))
 
 

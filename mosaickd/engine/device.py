@@ -58,6 +58,11 @@ def compile_network(network: nn.Module, *, frozen: bool) -> None:
     Where no gradient is asked for, a frozen network's weights become constants of the compiled
     code, laid out and folded into their neighbours once.
     """
+    from torch._dynamo import config as dynamo
+
+    # Networks of one architecture share compiled code. Without this, a student's, which has no
+    # hooks, would be run in place of its teacher's, and whoever looks inside would see nothing.
+    dynamo.skip_nnmodule_hook_guards = False
     network.compile(dynamic=False)
     if not frozen:
         return

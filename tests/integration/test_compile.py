@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+import torch._dynamo
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from mosaickd import config
+from mosaickd.build import build_players
 from mosaickd.engine.device import compile_network
+from mosaickd.engine.loop import Game
+from mosaickd.methods.base import Images
 from mosaickd.models.wresnet import WideResNet
+from mosaickd.parts import Parts
 
 pytestmark = pytest.mark.slow
+
+BATCH, SIZE, CLASSES, INSTANCES, STEPS = 4, 16, 5, 40, 4
 
 
 def classifier() -> WideResNet:
@@ -43,3 +59,125 @@ def test_a_learning_network_is_not_frozen() -> None:
         network.fc.bias.add_(1)
         torch.testing.assert_close(network(images), before + 1)
     assert all(not name.startswith("_orig_mod") for name in network.state_dict())
+
+
+# ---------------------------------------------------------------------------- with a look inside
+
+
+@pytest.fixture
+def _hydra() -> Iterator[None]:
+    config.register()
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        yield
+
+
+FEW_STEPS = {
+    **dict.fromkeys(["mosaic", "dfq", "dafl", "zskt"], ["method.student_steps=2"]),
+    "crd": ["method.negatives=20"],
+    "deepinv": ["method.inversion_steps=2", "method.student_steps=1"],
+    "sskd": ["method.head_fraction=0.5"],
+}
+METHODS = ["scratch", "kd", "balanced", "fitnet", "rkd", *FEW_STEPS]
+
+
+def parts_of(method: str, *, compiled: bool) -> Parts:
+    """The same networks whether they are compiled or not, as a run builds them.
+
+    Teacher and student have one architecture, and so share compiled code, but not their hooks.
+    """
+    torch.compiler.reset()
+    counters.clear()
+    small = {"mosaic": ["generator=small", "discriminator=small"], "dfq": ["generator=small"],
+             "dafl": ["generator=small"]}  # fmt: skip
+    overrides = [
+        "dataset=letters", "ood=strokes", "teacher=wrn16_1", "student=wrn16_1", "teacher.depth=10",
+        "student.depth=10", f"train.batch_size={BATCH}", f"train.compile={compiled}",
+        "train.channels_last=false", f"method={method}", *small.get(method, []), *FEW_STEPS.get(method, []),
+    ]  # fmt: skip
+    cfg = compose("config", overrides=overrides)
+    return Parts(
+        cfg, device=torch.device("cpu"), num_classes=CLASSES, instances=INSTANCES, steps=STEPS
+    )
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_all_compiled() -> None:
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"], dict(counters["graph_break"])
+
+
+@pytest.mark.usefixtures("_hydra")
+def test_features_of_compiled_networks_are_those_of_eager_ones() -> None:
+    taken: list[list[Tensor]] = []
+    for compiled in (False, True):
+        method: Any = parts_of("fitnet", compiled=compiled).method
+        seen = images().requires_grad_()
+        logits, features = method.student_features(seen)
+        (slope,) = torch.autograd.grad(features[1].square().mean() + logits.square().mean(), seen)
+        with torch.no_grad():
+            theirs, teachers = method.teacher_features(seen)
+        taken.append([logits, *features, slope, theirs, *teachers])
+    assert_all_compiled()
+    assert len(taken[0]) == 9
+    for eager, compiled_one in zip(*taken, strict=True):
+        torch.testing.assert_close(compiled_one, eager, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_hydra")
+def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
+    taken: list[list[Tensor]] = []
+    for compiled in (False, True):
+        method: Any = parts_of("dfq", compiled=compiled).method
+        seen = images().requires_grad_()
+        logits, statistics = method.teacher_statistics(seen)
+        (slope,) = torch.autograd.grad(sum(var.sum() for _, var, _, _ in statistics), seen)  # type: ignore[arg-type]
+        taken.append([logits, slope, *(tensor for layer in statistics for tensor in layer)])
+    assert_all_compiled()
+    assert len(taken[0]) == 2 + 4 * 7, "seven batch norms"
+    for eager, compiled_one in zip(*taken, strict=True):
+        torch.testing.assert_close(compiled_one, eager, rtol=1e-3, atol=1e-4)
+
+
+def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
+    """All of four iterations: who, what, how much."""
+    parts = parts_of(method, compiled=compiled)
+    game = Game(parts.method, build_players(parts.cfg, parts.method, STEPS))
+    game.train()
+    found = []
+    for step in range(STEPS):
+        indices = (torch.arange(BATCH) + BATCH * step) % INSTANCES
+        batch = {
+            name: [Images(images(step * 9 + i), indices % CLASSES, indices) for i in range(s.draws)]
+            for name, s in parts.method.streams.items()
+        }
+        for turn in game.iterate(batch):
+            found += [(turn.player, name, float(v)) for name, v in turn.losses.items()]
+    return found
+
+
+@pytest.mark.usefixtures("_hydra")
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_plays_the_same_game_with_traced_networks(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced with the hooks of its probes and then computed eagerly: what takes minutes, to
+    generate code, is the same for all methods."""
+    compile_in_place = nn.Module.compile
+
+    def trace(network: nn.Module, **settings: Any) -> None:
+        compile_in_place(network, backend="eager", **settings)
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    eager = losses(method, compiled=False)
+    # A network that is traced anew too often would silently run eagerly from then on.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compiled = losses(method, compiled=True)
+    assert_all_compiled()
+    assert [entry[:2] for entry in compiled] == [entry[:2] for entry in eager]
+    values = [[value for _, _, value in entries] for entries in (compiled, eager)]
+    assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-6)

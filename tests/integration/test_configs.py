@@ -4,53 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from composing import cells, check, choices, composed, composing, own
+from omegaconf import DictConfig
 
 from mosaickd import config
-from mosaickd.config import CONF, SWEEPS, options, validate
+from mosaickd.config import CONF, SWEEPS, identity, images_of, needs
 from mosaickd.errors import UserError
+from mosaickd.report.paper import ORIGINAL, Place, places, table1
+from mosaickd.report.results import Run, to_run
 
 ROOTS = {"folder", "parquet"}  # sources that have no root of their own
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _hydra() -> Iterator[None]:
-    config.register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+def _composing() -> Iterator[None]:
+    with composing():
         yield
-    HydraConfig.instance().cfg = None
-
-
-def composed(*overrides: str) -> DictConfig:
-    """The config, with Hydra's own beside it where validation looks for the command line."""
-    cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
-
-
-def check(*overrides: str) -> DictConfig:
-    cfg = composed(*overrides)
-    folder = cfg.hydra.sweep.subdir if cfg.hydra.mode == RunMode.MULTIRUN else cfg.hydra.run.dir
-    assert folder
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.resolve(own)
-    validate(own)
-    return cfg
-
-
-def choices(folder: Path) -> list[str]:
-    found = options(folder)
-    assert found, f"{folder} is empty"
-    return found
 
 
 def aliased() -> Iterator[tuple[str, str]]:
@@ -88,7 +60,7 @@ def test_no_group_is_forgotten_here() -> None:
     known = {"model", "dataset", "method", "train", "tracker", "generator", "discriminator"}
     assert groups == known | {"experiment"}
     sweeps = {folder.name for folder in SWEEPS.iterdir() if any(folder.glob("*.yaml"))}
-    assert sweeps <= {"sweep", "pair"}
+    assert sweeps == {"sweep", "pair", "ablation"}
 
 
 @pytest.mark.parametrize("name", choices(CONF / "experiment"))
@@ -116,31 +88,86 @@ def test_what_a_method_would_ignore_is_refused(given: str) -> None:
         check("method=scratch", given)
 
 
+def test_a_quickstart_can_be_played_with_another_method() -> None:
+    """The first thing that a newcomer tries."""
+    for method in ("kd", "scratch"):
+        check("experiment=quickstart", f"method={method}")
+
+
 # -------------------------------------------------------------------------------------- every sweep
 
-
-def cells(sweep: str, *arguments: str) -> list[list[str]]:
-    """The overrides of each job that `python run.py -m sweep=NAME` launches."""
-    hydra = composed(f"sweep={sweep}").hydra
-    assert hydra.mode == RunMode.MULTIRUN, "hydra.mode: MULTIRUN, so that -m may be forgotten"
-    params = hydra.sweeper.params or {}
-    given = {argument.partition("=")[0] for argument in arguments}
-    lines = [f"{key}={value}" for key, value in params.items() if key not in given]
-    overrides = OverridesParser.create().parse_overrides([f"sweep={sweep}", *lines, *arguments])
-    (batch,) = BasicSweeper.split_arguments(overrides, None)
-    return [list(cell) for cell in batch]
+TABLE1 = [name for name in choices(SWEEPS / "sweep") if name.startswith("table1_")]
+WAYS = ["cross", pytest.param("all", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("sweep", choices(SWEEPS / "sweep"))
-def test_every_cell_of_every_sweep(sweep: str) -> None:
-    jobs = cells(sweep, "seed=0,1")
-    assert len(jobs) >= 4, "at least two cells"
-    folders = []
-    for cell in jobs:
-        cfg = check(*cell)
-        assert Path(cfg.hydra.sweep.dir) == Path("outputs") / sweep
-        folders.append(cfg.hydra.sweep.subdir)
-    assert len(set(folders)) == len(folders), "two cells in one folder"
+class Cell(NamedTuple):
+    """One job of a sweep, composed and valid."""
+
+    overrides: list[str]
+    cfg: DictConfig
+    variant: str | None
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def swept(request: pytest.FixtureRequest) -> dict[str, list[Cell]]:
+    """By sweep, its cells. In a cross, of a table's cells only the first row and column: each
+    choice is composed, but not with every other."""
+    found = {}
+    for sweep in choices(SWEEPS / "sweep"):
+        jobs = cells(sweep)
+        if request.param == "cross":
+            jobs = [job for job in jobs if sum(a != b for a, b in zip(job, jobs[0])) < 2]  # noqa: B905
+        found[sweep] = [Cell(job, check(*job), config.variant()) for job in jobs]
+    return found
+
+
+def test_every_cell_of_every_sweep_has_a_folder_of_its_own(swept: dict[str, list[Cell]]) -> None:
+    for sweep, jobs in swept.items():
+        assert len(jobs) >= 2
+        runs: dict[str, Any] = {}
+        for _, cfg, _ in jobs:
+            assert Path(cfg.hydra.sweep.dir) == Path("outputs") / sweep
+            assert cfg.hydra.sweep.subdir.endswith("/seed0")
+            same = identity(own(cfg))
+            assert runs.setdefault(cfg.hydra.sweep.subdir, same) == same, "two runs in one folder"
+
+
+def test_table_sweeps_cover_the_papers_table(swept: dict[str, list[Cell]]) -> None:
+    """Every number of the paper has its cell, run by its recipe, in the sweep of its block."""
+    table = table1()
+    everything = {(row, pair) for row in table.rows for pair in table.pairs}
+    assert len(everything) == 145
+    covered: list[Place] = []
+    for sweep in TABLE1:
+        rows: dict[str, tuple[str, str]] = {}
+        for (_, method, chosen), cfg, variant in swept[sweep]:
+            pair = f"{cfg.teacher.name}-{cfg.student.name}"
+            assert chosen == f"pair={pair}"
+            assert variant is None, "not the recipe, so not a number of the table"
+            (rows[method],) = (row for row, column in places(result(cfg)) if column == pair)
+        assert len({data for _, data in rows.values()}) == 1, "a sweep, a block"
+        jobs = [(rows[method], pair.removeprefix("pair=")) for _, method, pair in cells(sweep)]
+        if ("kd", ORIGINAL) in rows.values():  # teachers are measured as they teach
+            jobs += [(("teacher", ORIGINAL), pair) for row, pair in jobs if row[0] == "kd"]
+        covered += jobs
+    assert sorted(covered) == sorted(everything)
+
+
+@pytest.mark.parametrize("sweep", TABLE1)
+def test_a_table_sweep_opens_with_the_papers_numbers(sweep: str) -> None:
+    text = (SWEEPS / "sweep" / f"{sweep}.yaml").read_text()
+    lines = [line.strip("# |").split(" | ") for line in text.splitlines() if line.startswith("# |")]
+    header, _, *rows = lines
+    table = table1()
+    assert [pair.strip().replace(" to ", "-") for pair in header] == list(table.pairs)
+    printed = {method: [float(number) for number in numbers] for method, *numbers in rows}
+    (expected,) = [
+        block
+        for data in table.blocks
+        if (block := {m: list(row.values()) for (m, d), row in table.rows.items() if d == data})
+        == printed
+    ]
+    assert expected
 
 
 @pytest.mark.parametrize("sweep", choices(SWEEPS / "sweep"))
@@ -149,53 +176,33 @@ def test_every_sweep_opens_with_its_command(sweep: str) -> None:
     assert f"python run.py -m sweep={sweep}" in text
 
 
-# --------------------------------------------------------------------------------- the default run
+def test_a_sweep_is_narrowed_widened_and_multiplied_on_the_command_line() -> None:
+    whole = cells("table1_svhn")
+    assert len(whole) == 5 * 5
+    assert len(cells("table1_svhn", "seed=0,1,2")) == 3 * len(whole)
+    narrowed = cells("table1_svhn", "method=kd,mosaic", "pair=wrn40_2-wrn16_1", "seed=0,1,2")
+    chosen = [{o for o in cell if not o.startswith("sweep=")} for cell in narrowed]
+    assert chosen == [
+        {f"method={method}", "pair=wrn40_2-wrn16_1", f"seed={seed}"}
+        for method in ("kd", "mosaic") for seed in range(3)
+    ]  # fmt: skip
+    folders = [composed(*cell).hydra.sweep.subdir for cell in narrowed]
+    assert len(set(folders)) == 6
+    widened = cells("table1_svhn", "method=dfq,sskd", "pair=wrn40_2-wrn16_1")
+    assert [check(*cell).method.name for cell in widened] == ["dfq", "sskd"]
 
 
-def test_no_argument_is_the_headline_cell_with_the_papers_weights() -> None:
-    cfg = check()
-    names = [cfg[part].name for part in ("method", "dataset", "ood", "teacher", "student")]
-    assert names == ["mosaic", "cifar100", "cifar10", "wrn40_2", "wrn16_1"]
-    method = cfg.method
-    assert (method.adv, method.align, method.local, method.balance) == (1, 1, 1, 10)
-    assert (method.temperature, method.student_steps) == (1, 5)
-    assert (method.ood_in_student_batch, method.ood_statistics) == (True, "ood")
-    assert (cfg.generator.latent_dim, cfg.generator.width) == (100, 64)
-    assert cfg.discriminator.width == 128
-    assert (cfg.train.epochs, cfg.train.batch_size, cfg.train.steps) == (200, 256, None)
-    for player in ("generator", "discriminator"):
-        adam = cfg.players[player].optimizer
-        assert (adam._target_, adam.lr) == ("torch.optim.Adam", 1e-3)
-        assert list(adam.betas) == [0.5, 0.999]
-    sgd = cfg.players.student.optimizer
-    assert (sgd._target_, sgd.lr) == ("torch.optim.SGD", 0.1)
-    assert (sgd.momentum, sgd.weight_decay) == (0.9, 1e-4)
-    assert {node.schedule._target_.split(".")[-1] for node in cfg.players.values()} == {"cosine"}
-    assert cfg.hydra.run.dir == "outputs/mosaic/cifar100-cifar10/wrn40_2-wrn16_1/seed0"
-
-
-def test_kd_is_the_authors_recipe() -> None:
-    cfg = check("method=kd")
-    sgd = cfg.players.student.optimizer
-    assert (cfg.method.temperature, cfg.method.ood_statistics) == (5, "dataset")
-    assert (cfg.train.epochs, cfg.train.batch_size) == (200, 128)
-    assert (sgd.lr, sgd.momentum, sgd.weight_decay) == (0.1, 0.9, 1e-4)
-    assert cfg.players.keys() == {"student"}
-
-
-def test_the_statistics_of_the_paper_tables_images() -> None:
-    half = [0.5, 0.5, 0.5]
-    expected = {
-        "cifar100": ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
-        "cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
-        "svhn": (half, half), "imagenet32": (half, half), "places365_32": (half, half),
-    }  # fmt: skip
-    for name, (mean, std) in expected.items():
-        ood = composed(f"ood={name}").ood
-        assert (list(ood.mean), list(ood.std)) == (mean, std), name
-
-
-def test_a_quickstart_can_be_played_with_another_method() -> None:
-    """The first thing that a newcomer tries."""
-    for method in ("kd", "scratch"):
-        check("experiment=quickstart", f"method={method}")
+def result(cfg: DictConfig) -> Run:
+    """What a report knows of a cell once it is finished."""
+    images = images_of(cfg) == "ood"
+    return to_run(
+        Path(),
+        {
+            **{"status": "finished", "method": cfg.method.name, "dataset": cfg.dataset.name},
+            **{"ood": cfg.ood.name if images else None, "ood_subset": images and cfg.ood_subset},
+            **{"teacher": cfg.teacher.name if "teacher" in needs(cfg) else None},
+            **{"student": cfg.student.name},
+            **{"seed": cfg.seed, "variant": config.variant(), "steps": 1, "seconds": 1.0},
+            **{"accuracy": {"last": 1.0, "best": 1.0}, "teacher_accuracy": None},
+        },
+    )  # fmt: skip

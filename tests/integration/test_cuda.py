@@ -18,7 +18,24 @@ pytestmark = [
 ]
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
-TINY = ["experiment=quickstart", "tracker=none", "train.batch_size=32", "train.steps=12"]
+TINY = ["tracker=none", "train.batch_size=32"]
+LONG = ["experiment=quickstart", "train.steps=12"]
+#: What makes a run of each method that has all of its phases in three iterations.
+METHODS = {
+    "mosaic": ["experiment=quickstart"],
+    "kd": ["experiment=quickstart_kd"],
+    "scratch": ["dataset=letters", "student=wrn16_1", "method=scratch"],
+    "deepinv": [
+        "experiment=quickstart_kd", "method=deepinv", "method.inversion_steps=2",
+        "method.student_steps=1",
+    ],
+    "sskd": ["experiment=quickstart_kd", "method=sskd", "method.head_fraction=0.34"],
+    **{
+        name: ["experiment=quickstart_kd", f"method={name}"]
+        for name in ("dfq", "dafl", "zskt", "balanced", "fitnet", "rkd", "crd")
+    },
+}  # fmt: skip
+UNIFORM = sorted(METHODS.keys() - {"deepinv", "sskd"})
 
 
 def run(folder: Path, *overrides: str) -> dict[str, object]:
@@ -28,21 +45,44 @@ def run(folder: Path, *overrides: str) -> dict[str, object]:
     return result
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [[], ["train.compile=true"], ["train.cuda_graph=true"], ["train.precision=fp32"]],
-    ids=["eager", "compiled", "graph", "fp32"],
-)
-@pytest.mark.parametrize("method", ["mosaic", "kd"])
-def test_runs_on_cuda(tmp_path: Path, method: str, overrides: list[str]) -> None:
-    experiment = [] if method == "mosaic" else ["experiment=quickstart_kd"]
-    result = run(tmp_path / "run", *experiment, *overrides)
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_plays_on_cuda(tmp_path: Path, method: str) -> None:
+    result = run(tmp_path / "run", *METHODS[method], "train.steps=3")
     assert result["status"] == "finished"
     assert torch.cuda.get_device_name() in str(result["device"])
 
 
+@pytest.mark.parametrize("method", UNIFORM)
+def test_each_method_whose_iterations_are_alike_is_captured(tmp_path: Path, method: str) -> None:
+    """Three iterations before, one to capture, two to replay."""
+    settings = ["train.steps=6", "train.log_every=1", "train.cuda_graph=true"]
+    result = run(tmp_path / "run", *METHODS[method], *settings)
+    assert result["status"] == "finished"
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())
+    losses = [line["losses"] for line in lines if "losses" in line]
+    assert len(losses) == 6
+    assert losses[4] != losses[5], "a replay is a new iteration, not the same again"
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(UNIFORM)))
+def test_a_method_in_phases_is_not_captured_and_says_so(tmp_path: Path, method: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        run(tmp_path / "run", *METHODS[method], "train.steps=6", "train.cuda_graph=true")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "not all alike" in result["error"]
+
+
+@pytest.mark.parametrize(
+    "overrides", [["train.compile=true"], ["train.precision=fp32"]], ids=["compiled", "fp32"]
+)
+@pytest.mark.parametrize("method", ["mosaic", "kd", "dfq", "zskt"])
+def test_runs_compiled_and_in_float32(tmp_path: Path, method: str, overrides: list[str]) -> None:
+    result = run(tmp_path / "run", *METHODS[method], "train.steps=3", *overrides)
+    assert result["status"] == "finished"
+
+
 def test_a_captured_iteration_computes_what_an_eager_one_does(tmp_path: Path) -> None:
-    settings = ["train.precision=fp32", "train.deterministic=true", "train.log_every=1"]
+    settings = [*LONG, "train.precision=fp32", "train.deterministic=true", "train.log_every=1"]
     run(tmp_path / "eager", *settings)
     run(tmp_path / "graph", *settings, "train.cuda_graph=true")
     losses = [
@@ -57,7 +97,7 @@ def test_a_captured_iteration_computes_what_an_eager_one_does(tmp_path: Path) ->
 @pytest.mark.parametrize("overrides", [[], ["train.cuda_graph=true"]], ids=["eager", "graph"])
 def test_a_killed_run_goes_on(tmp_path: Path, overrides: list[str]) -> None:
     """Learning rates, random numbers and loaders come back to the device as they were."""
-    settings = ["train.deterministic=true", "train.checkpoint_every=4", *overrides]
+    settings = [*LONG, "train.deterministic=true", "train.checkpoint_every=4", *overrides]
     run(tmp_path / "whole", *settings)
     checkpoint = tmp_path / "killed" / "checkpoints" / "last.pt"
     command = [sys.executable, str(RUN), *TINY, f"hydra.run.dir={tmp_path / 'killed'}", *settings]
@@ -80,7 +120,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, overrides: list[str]) -> None:
 def test_deterministic_runs_repeat(tmp_path: Path) -> None:
     weights = []
     for name in ("one", "two"):
-        run(tmp_path / name, "train.deterministic=true")
+        run(tmp_path / name, *LONG, "train.deterministic=true")
         weights.append(load_file(tmp_path / name / "student.safetensors"))
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name

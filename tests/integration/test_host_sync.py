@@ -7,65 +7,57 @@ Under FakeTensorMode tensors have shapes but no values; whatever asks for a valu
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from tables import BATCH, CLASSES, CPU, INSTANCES, METHODS, SGD, SIZE, STD, Table, classifier
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from mosaickd.data.loader import Normalize
+from mosaickd.data.loader import BalancedLoader, ResidentLoader
+from mosaickd.data.source import ImageSet
 from mosaickd.engine.loop import Game
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
-from mosaickd.methods.base import Images, Method
-from mosaickd.methods.kd import KD
-from mosaickd.methods.mosaic import MosaicKD
+from mosaickd.methods.base import Images
 from mosaickd.methods.scratch import Scratch
-from mosaickd.models.discriminator import PatchDiscriminator
-from mosaickd.models.generator import Generator
-from mosaickd.models.wresnet import WideResNet
 
-BATCH = 4
-
-
-def images() -> Images:
-    return Images(torch.randn(BATCH, 3, 16, 16), torch.zeros(BATCH, dtype=torch.int64))
-
-
-def classifier() -> WideResNet:
-    return WideResNet(depth=10, widen_factor=1, num_classes=10)
-
-
-def build(name: str) -> Method:
-    student, teacher = classifier(), classifier().requires_grad_(False).eval()
-    if name == "scratch":
-        return Scratch(student=student)
-    if name == "kd":
-        return KD(student=student, teacher=teacher)
-    return MosaicKD(
-        student=student,
-        teacher=teacher,
-        generator=Generator(image_size=16, latent_dim=8, width=8),
-        discriminator=PatchDiscriminator(width=8),
-        normalize=Normalize([0.5] * 3, [0.5] * 3),
-        latents=lambda count: torch.randn(count, 8),
-        batch_size=BATCH,
-    )
+UNFUSED = partial(SGD, fused=False)
+#: Settings of those that play in phases or in another way for other sizes, and who plays when.
+CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    **{name: (name, {}, []) for name in METHODS if name not in ("deepinv", "sskd", "crd")},
+    "crd-few": ("crd", {"negatives": 2}, ["student", "student"]),
+    "crd-many": ("crd", {"negatives": 90}, ["student", "student"]),
+    "deepinv": (
+        "deepinv",
+        {"inversion_steps": 2, "student_steps": 1, "pool_size": BATCH + 1},
+        [*2 * ["images", "images", "student"], "images"],
+    ),
+    "sskd": ("sskd", {"head_fraction": 0.5, "steps": 4}, [*2 * ["head"], *2 * ["student"]]),
+}
 
 
-def play(method: Method) -> None:
-    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=False)
-    players = {n: Player(m, sgd, cosine, steps=9) for n, m in method.players.items()}
-    game = Game(method, players)
-    game.train()
-    batch = {n: [images() for _ in range(s.draws)] for n, s in method.streams.items()}
-    game.iterate(batch)
-
-
-@pytest.mark.parametrize("name", ["scratch", "kd", "mosaic"])
-def test_an_iteration_asks_for_no_value(name: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_an_iteration_asks_for_no_value(case: str) -> None:
+    name, settings, order = CASES[case]
     with FakeTensorMode():
-        play(build(name))
+        played = Table(name, optimizer=UNFUSED, **settings).play(len(order) or 2)
+    assert not order or [turn.player for turn in played] == order, "every phase was there"
+
+
+@pytest.mark.parametrize("kind", [ResidentLoader, BalancedLoader])
+def test_drawing_a_batch_asks_for_no_value(kind: type[ResidentLoader]) -> None:
+    images = torch.zeros(INSTANCES, 3, SIZE, SIZE, dtype=torch.uint8)
+    data = ImageSet(images, torch.arange(INSTANCES) % CLASSES, list("abcd"))
+    loader = kind(
+        data, batch_size=16, mean=STD, std=STD, augment=True, seed=0, device=CPU
+    )  # what has values here, to begin with: the set
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for _ in range(5):  # beyond the end of an epoch
+            pixels, labels, indices = next(loader)
+            assert pixels.shape == (16, 3, SIZE, SIZE)
+            assert labels.shape == indices.shape == (16,)
 
 
 def test_a_method_that_waits_is_found() -> None:
@@ -76,5 +68,25 @@ def test_a_method_that_waits_is_found() -> None:
                 if value > 0:
                     yield turn
 
-    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
-        play(Waits(student=classifier()))
+    with FakeTensorMode():
+        method = Waits(student=classifier())
+        player = Player(method.student, UNFUSED, cosine, steps=9)
+        images = Images(torch.randn(BATCH, 3, SIZE, SIZE), torch.zeros(BATCH, dtype=torch.int64))
+        with pytest.raises(DataDependentOutputException):
+            Game(method, {"student": player}).iterate({"labelled": [images]})
+
+
+def test_a_loader_that_waits_is_found() -> None:
+    class Waits(ResidentLoader):
+        def draw(self) -> Tensor:
+            index = super().draw()
+            return index[: int(index.max())]
+
+    data = ImageSet(torch.zeros(9, 3, SIZE, SIZE, dtype=torch.uint8), torch.zeros(9).long(), ["a"])
+    loader = Waits(data, batch_size=4, mean=STD, std=STD, augment=True, seed=0, device=CPU)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(DataDependentOutputException),
+    ):
+        for _ in range(4):
+            next(loader)

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mosaickd.data.loader import Normalize, ResidentLoader, TestBatches, random_crop_and_flip
+from mosaickd.data.loader import (
+    BalancedLoader,
+    Normalize,
+    ResidentLoader,
+    TestBatches,
+    random_crop_and_flip,
+)
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
@@ -29,6 +35,16 @@ def loader(data: ImageSet, batch_size: int = 4, **changes: Any) -> ResidentLoade
         "mean": MEAN, "std": STD, "augment": True, "seed": 0, "device": CPU,
     }  # fmt: skip
     return ResidentLoader(data, batch_size=batch_size, **(settings | changes))
+
+
+def balanced(labels: list[int], batch_size: int = 4, **changes: Any) -> BalancedLoader:
+    """As many images as labels, classes 0 to 9."""
+    images = image_set(len(labels)).images
+    data = ImageSet(images, torch.tensor(labels), [str(i) for i in range(10)])
+    settings: dict[str, Any] = {
+        "mean": MEAN, "std": STD, "augment": True, "seed": 0, "device": CPU,
+    }  # fmt: skip
+    return BalancedLoader(data, batch_size=batch_size, **(settings | changes))
 
 
 def draw(source: ResidentLoader, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -91,6 +107,61 @@ def test_other_random_numbers_neither_disturb_nor_are_disturbed() -> None:
     assert_same(draw(source, 3), expected[3:])
 
 
+# ----------------------------------------------------------------------------- balanced classes
+
+# Classes 1, 4 and 8 never occur; 9 has one image, 0 has forty.
+UNEVEN = [0] * 40 + [2] * 10 + [3] * 5 + [5] * 20 + [6] * 3 + [7] * 2 + [9]
+
+
+def test_every_class_that_occurs_is_drawn_equally_often() -> None:
+    shuffled = torch.tensor(UNEVEN)[torch.randperm(81, generator=torch.Generator().manual_seed(1))]
+    source = balanced(shuffled.tolist(), batch_size=70)
+    labels = torch.cat([labels for _, labels in draw(source, 100)])
+    times = labels.bincount(minlength=10)
+    assert (times > 0).nonzero().flatten().tolist() == [0, 2, 3, 5, 6, 7, 9]
+    # Chi-square over seven classes, 1,000 draws each: above 22.5 once in a thousand seeds.
+    occurring = times[times > 0].double()
+    assert float(((occurring - 1000) ** 2 / 1000).sum()) < 22.5
+
+
+def test_within_a_class_every_image_is_drawn_equally_often() -> None:
+    source = balanced(UNEVEN, batch_size=70)
+    times = torch.cat([next(source)[2] for _ in range(100)]).bincount(minlength=81).double()
+    for label in set(UNEVEN):
+        own = times[torch.tensor(UNEVEN) == label]
+        assert float(own.min()) > 0, "also the last image of a class"
+        expected = own.mean()
+        # Under 1 in 100,000 for 39 degrees of freedom, the most there are.
+        assert float(((own - expected) ** 2 / expected).sum()) < 85
+
+
+def test_a_batch_is_balanced_by_itself_and_not_always_the_same() -> None:
+    source = balanced(UNEVEN, batch_size=70)
+    first, second = (next(source)[2] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert len(source) == 2, "an epoch is as long as one of all images"
+
+
+def test_one_class_alone_is_drawn_from_evenly() -> None:
+    times = torch.cat([next(balanced([4] * 6, seed=s))[2] for s in range(60)]).bincount(minlength=6)
+    assert int(times.min()) > 15, "40 on average"
+
+
+@pytest.mark.parametrize("position", [0, 1, 5])
+def test_a_balanced_loader_goes_on_exactly_from_its_state(position: int) -> None:
+    source = balanced(UNEVEN)
+    draw(source, position)
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    expected = [next(source) for _ in range(6)]
+    file.seek(0)
+    resumed = balanced(UNEVEN, seed=99)
+    draw(resumed, 2)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for one, other in zip(expected, [next(resumed) for _ in range(6)], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 # ------------------------------------------------------------------------------------ the pixels
 
 
@@ -102,6 +173,19 @@ def test_without_augmentation_pixels_are_the_images_normalised() -> None:
                 raw = data.images[label, channel].double() / 255
                 expected = (raw - MEAN[channel]) / STD[channel]
                 assert torch.allclose(image[channel].double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["each in turn", "balanced"])
+def test_indices_say_which_images_these_are(kind: str) -> None:
+    source = balanced([0, 7, 7, 2, 2, 2, 9, 0, 1, 7], augment=False)
+    if kind == "each in turn":
+        source = loader(image_set(10), augment=False)  # type: ignore[assignment]
+    for _ in range(5):
+        pixels, labels, indices = next(source)
+        assert indices.dtype == torch.int64
+        assert torch.equal(labels, source.labels[indices])
+        shown = (Normalize(MEAN, STD).inverse(pixels) * 255).round().byte()
+        assert torch.equal(shown, source.images[indices])
 
 
 def test_normalize_maps_mean_to_0_and_one_deviation_to_1() -> None:

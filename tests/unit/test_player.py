@@ -66,6 +66,22 @@ def test_gradients_do_not_add_up_over_steps() -> None:
         assert torch.allclose(before - network.weight.detach(), torch.ones(2, 4))
 
 
+@pytest.mark.parametrize("optimizer", [SGD, ADAM])
+def test_a_restart_is_as_if_the_step_were_the_first(
+    optimizer: Callable[..., torch.optim.Optimizer],
+) -> None:
+    """Of the same weights, by an optimizer that has done much and by one that has done nothing."""
+    old = Player(module(), optimizer, constant, steps=10)
+    play(old, range(4))
+    new = Player(module(1), optimizer, constant, steps=10)
+    new.module.load_state_dict(old.module.state_dict())
+    for player, restart in ((old, True), (new, False), (old, False), (new, False)):
+        player.step((player.module(batch(7)) - 1).square().mean(), restart)
+    expected = weights(new.module)
+    for name, value in weights(old.module).items():
+        assert torch.equal(value, expected[name]), name
+
+
 def test_frozen_weights_of_a_player_stay() -> None:
     network = module()
     network[0].requires_grad_(False)
@@ -88,7 +104,10 @@ def test_clip_bounds_the_norm_of_a_whole_step(clip: float | None) -> None:
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM])
-@pytest.mark.parametrize("schedule", [cosine, constant, partial(multistep, milestones=[0.3, 0.7])])
+@pytest.mark.parametrize(
+    "schedule",
+    [cosine, constant, partial(multistep, milestones=[0.3, 0.7]), partial(cosine, stairs=3)],
+)
 def test_a_player_goes_on_exactly_from_its_state(
     optimizer: Callable[..., torch.optim.Optimizer], schedule: Callable[..., object]
 ) -> None:
@@ -147,6 +166,24 @@ def test_cosine_goes_from_the_rate_to_zero_over_the_run() -> None:
     expected = [0.05 * (1 + torch.cos(torch.tensor(torch.pi * t / 8)).item()) for t in range(9)]
     assert found == pytest.approx(expected, abs=1e-7)
     assert found[-1] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "stairs"), [(12, 4), (10, 4), (9, 2), (8, 1)])
+def test_a_cosine_in_stairs_stays_the_same_within_each(steps: int, stairs: int) -> None:
+    """As the rate of schedules that step once an epoch, but over iterations."""
+    found = rates(partial(cosine, stairs=stairs), steps)
+    firsts = [found[-(-stair * steps // stairs)] for stair in range(stairs)]
+    expected = rates(cosine, stairs)[:-1]
+    assert firsts == pytest.approx(expected)
+    for stair, rate in enumerate(firsts):
+        start, end = (-(-s * steps // stairs) for s in (stair, stair + 1))
+        assert set(found[start:end]) == {rate}
+    assert found[-1] == pytest.approx(0, abs=1e-9), "after the last iteration"
+
+
+def test_as_many_stairs_as_iterations_are_a_cosine_and_more_are_none_the_worse() -> None:
+    assert rates(partial(cosine, stairs=8), 8) == pytest.approx(rates(cosine, 8), abs=1e-9)
+    assert rates(partial(cosine, stairs=200), 8) == pytest.approx(rates(cosine, 8), abs=1e-9)
 
 
 def test_constant_stays() -> None:

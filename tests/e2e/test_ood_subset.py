@@ -1,0 +1,210 @@
+"""ood_subset=true: distil from those images only that the teacher is least sure about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cli, Outcome, Tiny, read_json
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mosaickd.data.glyphs import read
+from mosaickd.models.wresnet import WideResNet
+
+IMAGES = 64  # of strokes
+ASKED = "asking the teacher about all OOD images: "
+KEPT = Path("checkpoints") / "letters" / "subsets"
+
+
+def subset(size: int) -> list[str]:
+    return ["ood_subset=true", f"ood_subset_size={size}"]
+
+
+def command(cli: Cli, tiny: Tiny, *more: str) -> list[str]:
+    return tiny.experiment(cli.folder, f"teacher.checkpoint={tiny.teacher}", *more)
+
+
+def strokes(tiny: Tiny) -> Tensor:
+    """uint8 [N, 3, H, W]"""
+    return read(
+        root=tiny.glyphs, split="train", image_size=16, alphabet="strokes",
+        train_images=IMAGES, test_images=48,
+    ).images  # fmt: skip
+
+
+def entropies(weights: Path, images: Tensor) -> Tensor:
+    """Of the teacher's predictions, in nats, float64 [N]."""
+    teacher = WideResNet(num_classes=24, depth=16, widen_factor=2).eval()
+    teacher.load_state_dict(load_file(weights))
+    with torch.no_grad():
+        p = teacher((images / 255 - 0.5) / 0.5).double().softmax(dim=1)
+    return torch.special.entr(p).sum(dim=1)
+
+
+def files(cli: Cli) -> dict[str, int]:
+    """When each choice was written."""
+    return {p.name: p.stat().st_mtime_ns for p in (cli.folder / KEPT).glob("*.safetensors")}
+
+
+def indices(cli: Cli, name: str) -> set[int]:
+    with safe_open(cli.folder / KEPT / name, "pt") as file:
+        return set(file.get_tensor("indices").tolist())
+
+
+def assert_most_uncertain(kept: set[int], entropy: Tensor) -> None:
+    others = sorted(set(range(len(entropy))) - kept)
+    assert float(entropy[sorted(kept)].min()) > float(entropy[others].max()) - 1e-4
+
+
+def assert_says(outcome: Outcome, *words: str) -> None:
+    (message,) = outcome.err.splitlines()
+    assert message.startswith("error: ")
+    for word in words:
+        assert word in message, message
+
+
+def test_the_images_of_highest_entropy_are_kept_and_remembered(cli: Cli, tiny: Tiny) -> None:
+    home = cli.folder / "outputs"
+    sweep = ["-m", *command(cli, tiny, *subset(40)), f"hydra.sweep.dir={home}"]
+    outcome = cli(*sweep, "method=kd,balanced,mosaic")
+    assert outcome.out.count(ASKED) == 1, "the first run's choice serves the others"
+    for method in ("kd", "balanced", "mosaic"):
+        result = read_json(
+            home / method / "letters-strokes-subset" / "wrn16_2-wrn16_1" / "seed0" / "result.json"
+        )
+        assert (result["status"], result["ood"], result["ood_subset"]) == (
+            "finished", "strokes", True,
+        )  # fmt: skip
+        assert result["steps"] == 3, "an epoch is one pass over the 40"
+    assert "plain distillation on strokes (OOD subset)" in outcome.out
+    ((first, written),) = files(cli).items()
+    assert first.startswith("strokes-40-by-wrn16_2-")
+    kept = indices(cli, first)
+    assert len(kept) == 40
+    assert tiny.teacher is not None
+    entropy = entropies(tiny.teacher, strokes(tiny))
+    assert_most_uncertain(kept, entropy)
+
+    # ---- Another number, other images and another teacher: another file each. The same: the same.
+    other = cli.folder / "other.safetensors"
+    weights = load_file(tiny.teacher)
+    save_file(weights | {"fc.bias": weights["fc.bias"].flip(0)}, other)
+    varied = [
+        "method=kd", "hydra.sweep.subdir=${hydra.job.num}", "ood_subset_size=40,30",
+        "ood.limit=null,50", f"teacher.checkpoint={tiny.teacher},{other}", "train.steps=1",
+    ]  # fmt: skip
+    again = cli(*sweep, *varied, f"hydra.sweep.dir={home}/varied")
+    assert again.out.count(ASKED) == 2 * 2 * 2 - 1
+    found = files(cli)
+    assert len(found) == 8
+    assert found[first] == written
+    (smaller,) = (name for name in found if name.startswith("strokes-30-") and name != first
+                  and indices(cli, name) < kept)  # fmt: skip
+    assert_most_uncertain(indices(cli, smaller), entropy)
+    limited = [name for name in found if not name.startswith(("strokes-40-by", "strokes-30-by"))]
+    assert len(limited) == 4
+    assert all(max(indices(cli, name)) < 50 for name in limited), "indices into what ood.limit left"
+
+
+@pytest.mark.slow
+def test_it_trains_on_those_images_and_no_others(cli: Cli, tiny: Tiny) -> None:
+    """Bit for bit what it learns from a folder with just these."""
+    from torchvision.io import write_png
+
+    cli(*command(cli, tiny, "method=kd", *subset(40), "hydra.run.dir=subset"))
+    (name,) = files(cli)
+    images = strokes(tiny)
+    root = cli.folder / "mine"
+    root.mkdir()
+    for index in sorted(indices(cli, name)):
+        write_png(images[index], str(root / f"{index:03d}.png"))
+    folder = (cli.folder / "conf" / "experiment" / "tiny.yaml").read_text()
+    folder = folder.replace("override /ood: strokes", "override /ood: folder")
+    folder = folder.replace(
+        "  reader: {train_images: 64, test_images: 48}\ngenerator",
+        f"  image_size: 16\n  name: mine\ngenerator",
+    )
+    (cli.folder / "conf" / "experiment" / "mine.yaml").write_text(folder)
+    mine = ["experiment=mine", f"ood.root={root}", "method=kd", "hydra.run.dir=mine-run"]
+    cli("--config-dir", str(cli.folder / "conf"), *mine, f"teacher.checkpoint={tiny.teacher}")
+    ours, theirs = (
+        load_file(cli.folder / run / "student.safetensors") for run in ("subset", "mine-run")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.slow
+def test_two_runs_started_together_ask_once(cli: Cli, tiny: Tiny) -> None:
+    both = [
+        cli.start(*command(cli, tiny, "method=kd", *subset(40), f"seed={seed}")) for seed in (1, 2)
+    ]
+    ended = [run.wait() for run in both]
+    assert [outcome.code for outcome in ended] == [0, 0], ended[0].text + ended[1].text
+    assert sum(outcome.out.count(ASKED) for outcome in ended) == 1
+    assert len(files(cli)) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_choice_is_made_again(cli: Cli, tiny: Tiny) -> None:
+    cli(*command(cli, tiny, "method=kd", *subset(40), "hydra.run.dir=first"))
+    (name,) = files(cli)
+    kept = indices(cli, name)
+    path = cli.folder / KEPT / name
+    path.write_bytes(path.read_bytes()[:100])
+    outcome = cli(*command(cli, tiny, "method=kd", *subset(40), "hydra.run.dir=second"))
+    assert f"{KEPT / name} is not the choice that was meant" in outcome.out
+    assert outcome.out.count(ASKED) == 1
+    assert indices(cli, name) == kept
+    first, second = (load_file(cli.folder / run / "student.safetensors")
+                     for run in ("first", "second"))  # fmt: skip
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_as_many_as_the_domain_has_where_no_size_is_given(cli: Cli, tiny: Tiny) -> None:
+    """240 letters, 300 strokes."""
+    more = ["method=kd", "ood_subset=true", "ood.reader.train_images=300", "train.steps=1"]
+    cli(*command(cli, tiny, *more))
+    (name,) = files(cli)
+    assert len(indices(cli, name)) == 240
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method=kd", *subset(65)], ["65 images", "strokes has 64", "ood_subset_size=N"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (["method=kd", *subset(33), "ood.limit=32"], ["33 images", "strokes has 32"]),
+                (["method=kd", *subset(9), "ood.classes=[0,1]"], ["9 images", "ood.classes"]),
+                (["method=kd", "ood_subset=true"], ["240 images", "strokes has 64"]),
+                (["method=kd", *subset(15)], ["batch of 16", "15 training images"]),
+                (["method=kd", *subset(0)], ["ood_subset_size", "at least 1"]),
+                (["method=kd", "ood_subset_size=9"], ["ood_subset_size", "ood_subset=true"]),
+                (
+                    ["method=kd", "ood_subset=true", "dataset.classes=[0,1]"],
+                    ["dataset.train_size", "ood_subset_size=N"],
+                ),
+                (["method=dfq", "ood_subset=true"], ["ood_subset", "method=dfq", "leave it out"]),
+            ]
+        ),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else None,
+)
+def test_a_subset_that_cannot_be_meant(
+    cli: Cli, tiny: Tiny, overrides: list[str], said: list[str]
+) -> None:
+    outcome = cli(*command(cli, tiny, *overrides, "hydra.run.dir=run"), code=1)
+    assert_says(outcome, *said)
+    assert "accuracy" not in outcome.out, "found before anything was trained or measured"
+    assert not (cli.folder / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_model_from_scratch_has_no_subset(cli: Cli, tiny: Tiny) -> None:
+    outcome = cli(*tiny.scratch("ood_subset=true", "hydra.run.dir=run"), code=1)
+    assert_says(outcome, "ood_subset", "method=scratch", "leave it out")
