@@ -202,8 +202,9 @@ class Fit:
         self.images: dict[SourceName, ImageSet] = {}
         if source is not None:
             self.images[source] = self.sources[source].load("train")
-            count = self.count_of(source)
-            check_batch_size(cfg.train.batch_size, count, self.sources[source].name)
+            subset = "the ood_subset of " if source == "ood" and cfg.ood_subset else ""
+            name = f"{subset}{self.sources[source].name}"
+            check_batch_size(cfg.train.batch_size, self.count_of(source), name)
 
     def count_of(self, source: SourceName) -> int:
         """How many images the method has to train on."""

@@ -105,6 +105,14 @@ class Cli:
         assert "Traceback" not in outcome.text
         return outcome
 
+    def report(self, *arguments: str) -> str:
+        """What `python -m mosaickd.report` prints."""
+        command = [sys.executable, "-m", "mosaickd.report", *arguments]
+        env = self.environment() | {"PYTHONPATH": str(REPO)}
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     def environment(self) -> dict[str, str]:
         foreign = ("WANDB_", "HYDRA_", "PYTHONPATH", "CUDA_", "TERM", "COLUMNS")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,30 +44,31 @@ SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 
-def classifier(width: int = 8) -> nn.Sequential:
-    """Two stages of a convolution with batch norm, and a linear layer named `fc`."""
+class Classifier(nn.Module):
+    """Two stages of a convolution with batch norm, and a linear layer."""
 
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stage1 = self.stage(3, width, stride=1)
+        self.stage2 = self.stage(width, 2 * width, stride=2)
+        self.fc = nn.Linear(2 * width, CLASSES)
+
+    @staticmethod
     def stage(inner: int, outer: int, stride: int) -> nn.Sequential:
         conv = nn.Conv2d(inner, outer, 3, stride, padding=1)
         return nn.Sequential(conv, nn.BatchNorm2d(outer), nn.ReLU())
 
-    return nn.Sequential(
-        OrderedDict(
-            stage1=stage(3, width, 1),
-            stage2=stage(width, 2 * width, 2),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flat=nn.Flatten(),
-            fc=nn.Linear(2 * width, CLASSES),
-        )
-    )
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.stage2(self.stage1(images)).mean((2, 3)))
 
 
-def teacher_of(width: int = 12) -> nn.Sequential:
+def teacher_of(width: int = 12) -> Classifier:
     """One that has seen a few batches, so that its batch norms remember something."""
-    teacher = classifier(width)
+    teacher = Classifier(width)
     for _ in range(3):
         teacher(torch.randn(16, 3, SIZE, SIZE) + 0.5)
-    return teacher.requires_grad_(False).eval()
+    teacher.requires_grad_(False).eval()
+    return teacher
 
 
 class Table:
@@ -83,13 +83,13 @@ class Table:
         name: str,
         *,
         optimizer: Any = SGD,
-        optimizers: Mapping[str, Any] | None = None,
+        optimizers: Any = None,
         **settings: Any,
     ) -> None:
         torch.manual_seed(0)
         factory = METHODS[name]
         self.steps: int = settings.pop("steps", STEPS)
-        self.teacher, self.student = teacher_of(), classifier()
+        self.teacher, self.student = teacher_of(), Classifier()
         self.generator = Generator(image_size=SIZE, latent_dim=5, width=4)
         self.discriminator = PatchDiscriminator(image_size=SIZE, width=4, patch_size=4)
         self.rng = torch.Generator().manual_seed(0)

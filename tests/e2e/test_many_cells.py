@@ -47,7 +47,9 @@ def test_neither_slower_nor_larger(cli: Cli, tiny: Tiny) -> None:
     cells = 25
     home = cli.folder / "sweep"
     sweep = [f"seed=range({cells})", f"hydra.sweep.dir={home}", "hydra.sweep.subdir=${seed}"]
-    own = tiny.experiment(cli.folder, "method=mosaic", "method.student_steps=1", f"teacher.checkpoint={tiny.teacher}")
+    own = tiny.experiment(
+        cli.folder, "method=mosaic", "method.student_steps=1", f"teacher.checkpoint={tiny.teacher}"
+    )
     started = cli.start("-m", *own, *sweep)
     seen = watched(started, home, cells)
     outcome = started.wait()

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from mosaickd.models.wresnet import WideResNet
 
 FIELDS = {
-    "status", "method", "dataset", "ood", "teacher", "student", "seed", "accuracy",
-    "teacher_accuracy", "steps", "seconds", "seconds_per_step", "device", "versions",
+    "status", "method", "dataset", "ood", "ood_subset", "teacher", "student", "seed", "variant",
+    "accuracy", "teacher_accuracy", "steps", "seconds", "seconds_per_step", "device", "versions",
     "config_hash", "error",
 }  # fmt: skip
 
@@ -37,9 +37,11 @@ def test_result_says_what_was_run_and_what_came_out(quickstart: tuple[Outcome, P
     assert set(result) == FIELDS
     expected = {
         "status": "finished", "method": "mosaic", "dataset": "letters", "ood": "strokes",
+        "ood_subset": False,
         "teacher": "wrn16_2", "student": "wrn16_1", "seed": 0, "steps": 6, "error": None,
     }  # fmt: skip
     assert {key: result[key] for key in expected} == expected
+    assert "experiment=quickstart" in result["variant"].split(", ")
     accuracy = result["accuracy"]
     assert set(accuracy) == {"last", "best", "best_step", "top5_last"}
     assert 0 <= accuracy["last"] <= accuracy["best"] <= 100

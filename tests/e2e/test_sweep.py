@@ -58,3 +58,19 @@ def test_sweep(cli: Cli, sweep: list[str]) -> None:
     for path in broken:
         assert f"{path} can't be read" in failed.text
     assert "top-1 accuracy at the last step" in failed.out, "the table, with what there is"
+
+
+@pytest.mark.slow
+def test_a_table_is_narrowed_on_the_command_line(cli: Cli) -> None:
+    """Each cell that fails is told of, and the next is tried."""
+    some = ["method=kd,mosaic", "pair=wrn40_2-wrn16_1", "seed=0,1"]
+    nowhere = ["dataset.root=nowhere", "dataset.reader.download=false"]
+    outcome = cli("-m", "sweep=table1_cifar10", *some, *nowhere, code=1)
+    home = cli.folder / "outputs" / "table1_cifar10"
+    for method in ("kd", "mosaic"):
+        for seed in (0, 1):
+            folder = home / method / "cifar100-cifar10" / "wrn40_2-wrn16_1" / f"seed{seed}"
+            assert f"{folder}: no cifar100 images" in outcome.out
+            result = read_json(folder / "result.json")
+            assert (result["status"], result["variant"]) == ("failed", None)
+    assert len(list(home.rglob("result.json"))) == 4

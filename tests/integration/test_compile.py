@@ -74,7 +74,7 @@ def _hydra() -> Iterator[None]:
 
 
 FEW_STEPS = {
-    **dict.fromkeys(["mosaic", "dfq", "dafl", "zskt"], ["method.student_steps=2"]),
+    **{name: ["method.student_steps=2"] for name in ("mosaic", "dfq", "dafl", "zskt")},
     "crd": ["method.negatives=20"],
     "deepinv": ["method.inversion_steps=2", "method.student_steps=1"],
     "sskd": ["method.head_fraction=0.5"],
@@ -94,7 +94,8 @@ def parts_of(method: str, *, compiled: bool) -> Parts:
     overrides = [
         "dataset=letters", "ood=strokes", "teacher=wrn16_1", "student=wrn16_1", "teacher.depth=10",
         "student.depth=10", f"train.batch_size={BATCH}", f"train.compile={compiled}",
-        "train.channels_last=false", f"method={method}", *small.get(method, []), *FEW_STEPS.get(method, []),
+        "train.channels_last=false", f"method={method}", *small.get(method, []),
+        *FEW_STEPS.get(method, []),
     ]  # fmt: skip
     cfg = compose("config", overrides=overrides)
     return Parts(
@@ -135,7 +136,7 @@ def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
         method: Any = parts_of("dfq", compiled=compiled).method
         seen = images().requires_grad_()
         logits, statistics = method.teacher_statistics(seen)
-        (slope,) = torch.autograd.grad(sum(var.sum() for _, var, _, _ in statistics), seen)  # type: ignore[arg-type]
+        (slope,) = torch.autograd.grad(sum(var.sum() for _, var, _, _ in statistics), seen)
         taken.append([logits, slope, *(tensor for layer in statistics for tensor in layer)])
     assert_all_compiled()
     assert len(taken[0]) == 2 + 4 * 7, "seven batch norms"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,15 +83,24 @@ def test_a_pair_beside_a_teacher_or_student_is_refused(given: str) -> None:
         check("pair=wrn40_2-wrn16_1", given)
 
 
-@pytest.mark.parametrize("given", ["teacher=wrn40_2", "ood=svhn", "ood.limit=5"])
-def test_what_a_method_would_ignore_is_refused(given: str) -> None:
-    with pytest.raises(UserError, match="no effect"):
-        check("method=scratch", given)
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        *itertools.product(
+            ["scratch", "dfq"], ["ood=svhn", "ood.limit=5", "ood_subset=true", "ood_subset_size=9"]
+        ),
+        ("scratch", "teacher=wrn40_2"),
+        ("kd", "ood_subset_size=9"),
+    ],
+)
+def test_what_a_method_would_ignore_is_refused(method: str, given: str) -> None:
+    with pytest.raises(UserError, match=rf"{given.partition('=')[0]} has no effect"):
+        check(f"method={method}", given)
 
 
 def test_a_quickstart_can_be_played_with_another_method() -> None:
     """The first thing that a newcomer tries."""
-    for method in ("kd", "scratch"):
+    for method in choices(CONF / "method"):
         check("experiment=quickstart", f"method={method}")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from composing import check, choices, composed, composing
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
+from mosaickd import config
 from mosaickd.config import CONF
 
 SGD, ADAM = "torch.optim.SGD", "torch.optim.Adam"
@@ -232,3 +234,65 @@ def test_a_subset_for_cifar100_has_as_many_images_as_cifar100() -> None:
     for sweep in ("table1_imagenet32", "table1_places365"):
         cfg = composed(f"sweep={sweep}", "method=kd", "pair=wrn40_2-wrn16_1")
         assert (cfg.ood_subset, cfg.ood_subset_size, cfg.dataset.train_size) == (True, None, 50000)
+
+
+# ------------------------------------------------------------------------------ departures from it
+
+PLAIN = [
+    "method=kd", "pair=wrn40_2-wrn16_1", "teacher=vgg11", "student=resnet18", "dataset=cifar100",
+    "ood=svhn", "ood_subset=true", "seed=2", "device=cuda:1", "force=true", "tracker=none",
+    "tracker.project=mine", "sweep=table1_svhn", "teacher_missing=error", "teachers_dir=elsewhere",
+    "teacher.checkpoint=mine.pth", "dataset.root=/data", "+ood.root=/data", "++dataset.root=/data",
+    "ood.reader.download=false", "hydra.run.dir=here", "hydra.sweep.dir=here",
+    "hydra/launcher=joblib", "train=default", "train.precision=bf16", "train.compile=true",
+    "train.cuda_graph=true", "train.channels_last=false", "train.deterministic=true",
+    "train.eval_every=5", "train.checkpoint_every=5", "train.log_every=5",
+    "train.eval_batch_size=5", "train.steps=null", "ood.limit=null", "experiment=null",
+    "~experiment", "ablation=null", "~ood", "~ood=null",
+]  # fmt: skip
+DEPARTURES = [
+    "experiment=quickstart", "ablation=no_adv", "ablation=full", "train.steps=5", "train.epochs=5",
+    "train.batch_size=5", "train.epoch_steps=5", "train.clip=1", "train.clip=null", "train=cpu",
+    "train=smoke", "train=mine", "method.temperature=4", "method.adv=0", "ood.limit=5",
+    "ood.classes=[1,2]", "ood.image_size=16", "dataset.classes=[1]", "dataset.limit=5",
+    "dataset.recipe.lr=0.2", "ood_subset_size=5", "players.student.optimizer.lr=0.2",
+    "generator=small", "generator.width=8", "discriminator=image", "student.depth=10",
+    "student.features=[block1]", "student.embedding=null",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def commanded(_composing: None) -> Callable[..., str | None]:
+    """What a run of a command would record as its variant."""
+    cfg = composed()
+
+    def variant(*overrides: str) -> str | None:
+        with read_write(cfg.hydra):
+            cfg.hydra.overrides.task = list(overrides)
+        HydraConfig.instance().cfg = cfg
+        return config.variant()
+
+    return variant
+
+
+def test_a_cell_however_it_is_computed_and_watched_is_by_the_recipe(
+    commanded: Callable[..., str | None],
+) -> None:
+    assert commanded() is None
+    assert commanded(*PLAIN) is None, "none of these makes it another experiment"
+
+
+@pytest.mark.parametrize("override", DEPARTURES)
+def test_anything_else_departs_from_the_recipe(
+    commanded: Callable[..., str | None], override: str
+) -> None:
+    assert commanded("method=kd", override, "seed=1") == override
+    assert commanded(f"++{override}") == override
+
+
+def test_departures_are_listed_in_the_same_order_whatever_the_commands(
+    commanded: Callable[..., str | None],
+) -> None:
+    some = ["train.steps=5", "ood.limit=5", "experiment=quickstart"]
+    listed = "experiment=quickstart, ood.limit=5, train.steps=5"
+    assert commanded(*some, "seed=1") == commanded("method=kd", *reversed(some)) == listed

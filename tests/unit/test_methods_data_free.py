@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tables import BATCH, CPU, Table, changed, classifier, inputs_of, outputs_of, state_of
+from tables import BATCH, CPU, Classifier, Table, changed, inputs_of, outputs_of, state_of
 from torch import Tensor, nn
 
 from mosaickd.methods.base import Latents
@@ -62,6 +62,21 @@ def test_a_turn_moves_only_its_players_weights(name: str) -> None:
     moved = [changed(one, other) for one, other in pairwise(states)]
     assert moved == [{"generator"}, {"student"}, {"student"}]
     assert all(p.grad is None for p in table.teacher.parameters())
+
+
+@pytest.mark.parametrize("name", ["dfq", "zskt", "deepinv"])
+def test_in_the_images_turn_gradients_pass_the_student_and_end_at_its_weights(name: str) -> None:
+    table = Table(name, student_steps=1)
+    asked: list[tuple[bool, bool]] = []
+    table.student.register_forward_pre_hook(
+        lambda m, inputs: asked.append(
+            (inputs[0].requires_grad, any(p.requires_grad for p in m.parameters()))
+        )
+    )
+    table.play(1)
+    assert asked[0] == (True, False), "gradients to the images, none to the weights"
+    assert asked[1:] == ([] if name == "deepinv" else [(False, True)])
+    assert all(p.requires_grad for p in table.student.parameters())
 
 
 @pytest.mark.parametrize("name", ["dfq", "dafl", "zskt"])
@@ -213,7 +228,7 @@ class WithStages:
 
 def zskt(**changes: Any) -> ZSKT:
     settings: dict[str, Any] = {
-        "student": classifier(), "teacher": classifier(), "student_features": WithStages(3),
+        "student": Classifier(), "teacher": Classifier(), "student_features": WithStages(3),
         "teacher_features": WithStages(4), "generator": Generator(image_size=8, width=4),
         "normalize": nn.Identity(), "latents": Latents(100, CPU, 0), "batch_size": BATCH,
     }  # fmt: skip

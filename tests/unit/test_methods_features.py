@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tables import Table, changed, classifier, inputs_of, outputs_of, state_of
+from tables import Classifier, Table, changed, inputs_of, outputs_of, state_of
 from torch import Tensor, nn
 
 from mosaickd.losses import kl_divergence, relational_angle, relational_distance
@@ -22,13 +22,14 @@ CONF = Path(__file__).parents[2] / "conf/model"
 
 
 def features_of(name: str, size: int) -> Probe:
-    """A look at the features that a model of conf/model names."""
+    """A look at the features that a model of conf/model names; shapes only, no weights."""
     config: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     features = config.pop("features")
     for key in ("name", "checkpoint", "embedding"):
         del config[key]
-    network = instantiate(config, num_classes=4, _convert_="all")
-    return Probe(network, features, example=torch.zeros(1, 3, size, size), setting="features")
+    with torch.device("meta"):
+        network = instantiate(config, num_classes=4, _convert_="all")
+        return Probe(network, features, example=torch.zeros(1, 3, size, size), setting="features")
 
 
 # --------------------------------------------------------------------------------------- Balanced
@@ -65,7 +66,7 @@ def test_fitnets_hint_is_the_squared_error_of_one_stage() -> None:
 
 def test_the_regressor_learns_beside_the_student_and_is_not_part_of_it() -> None:
     table = Table("fitnet")
-    names = set(classifier().state_dict())
+    names = set(Classifier().state_dict())
     before, students = state_of(table.method.regressor), state_of(table.student)
     table.play(2)
     assert {"conv.weight", "norm.weight", "norm.running_mean"} <= changed(
@@ -125,9 +126,9 @@ def test_a_regressor_bridges_any_sizes(student: Any, teacher: Any) -> None:
 
 
 def test_a_stage_that_one_of_the_models_lacks_is_refused() -> None:
-    features = {"student_features": features_of("wrn16_1", 16),
+    features: dict[str, Any] = {"student_features": features_of("wrn16_1", 16),
                 "teacher_features": features_of("resnet18", 16)}  # fmt: skip
-    networks = {"student": nn.Identity(), "teacher": nn.Identity()}
+    networks: dict[str, Any] = {"student": nn.Identity(), "teacher": nn.Identity()}
     FitNet(**networks, **features, stage=3)
     with pytest.raises(ValueError, match=r"method\.stage is 4, but the models name 3"):
         FitNet(**networks, **features, stage=4)
