@@ -141,7 +141,8 @@ def plain_model(cli: Cli, tiny: Tiny) -> list[str]:
     return tiny.experiment(cli.folder, "teacher=plain", "hydra.run.dir=run")
 
 
-@pytest.mark.parametrize("method", ["dfq", pytest.param("deepinv", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dfq", "deepinv"])
 def test_a_teacher_without_batch_norm(cli: Cli, plain_model: list[str], method: str) -> None:
     own = {"PYTHONPATH": str(cli.folder)}
     outcome = cli(*plain_model, f"method={method}", STEPS, code=1, env=own)
