@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from mosaickd.models.resnet import ResNet
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["fitnet", "rkd", "crd", "sskd", "zskt"]
 STEPS = 3
 SMALL = [

@@ -88,6 +88,7 @@ SMALL = [
 ]  # fmt: skip
 GENERATES = ["generator.width=8", "generator.latent_dim=16", "method.student_steps=2",
              "train.epoch_steps=4"]  # fmt: skip
+SLOW = [pytest.mark.slow]
 METHODS = {
     "scratch": [],
     "kd": ["method=kd"],
@@ -181,7 +182,13 @@ def test_logged_weights_are_the_methods(house: House) -> None:
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=[] if m in ("scratch", "mosaic", "deepinv", "crd") else SLOW)
+        for m in METHODS
+    ],
+)
 def test_the_seed_decides_everything(house: House, method: str) -> None:
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         house.run(f"seed-{method}-{folder}", *taught(house, method), "train.steps=3",
