@@ -59,7 +59,7 @@ def uninterrupted(shared_cli: Cli, tiny: Tiny) -> Path:
 
 @pytest.mark.parametrize(
     "method",
-    ["kd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("mosaic", "scratch"))],
+    [pytest.param(m, marks=pytest.mark.slow) for m in ("mosaic", "kd", "scratch")],
 )
 def test_killed_at_random_moments_it_ends_bit_identical(
     cli: Cli, tiny: Tiny, method: str, request: pytest.FixtureRequest

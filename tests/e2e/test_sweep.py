@@ -23,6 +23,7 @@ def finished_at(folder: Path) -> list[int]:
     return [(folder / "student.safetensors").stat().st_mtime_ns]
 
 
+@pytest.mark.slow
 def test_sweep(cli: Cli, sweep: list[str]) -> None:
     outcome = cli(*sweep)
     home = cli.folder / "outputs" / "quickstart"

@@ -30,6 +30,7 @@ def filed(cli: Cli, teacher: Path) -> Path:
     return home / teacher.name
 
 
+@pytest.mark.slow
 def test_two_runs_that_miss_the_same_teacher_train_it_once(cli: Cli, whole_kd: list[str]) -> None:
     both = [cli.start(*whole_kd, f"seed={seed}", f"hydra.run.dir=run{seed}") for seed in (1, 2)]
     ended = [run.wait() for run in both]

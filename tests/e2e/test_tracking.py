@@ -59,6 +59,7 @@ def offline_runs(folder: Path) -> list[dict[str, Any]]:
     return [read_offline(path) for path in sorted(folder.rglob("run-*.wandb"))]
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_what_a_person_looks_for(cli: Cli, tiny: Tiny) -> None:
     """In a sweep, interrupted once and resumed: two sessions of one run."""
     cell = tiny.mosaic("train.steps=12", "train.eval_every=6", "train.log_every=1",

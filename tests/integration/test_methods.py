@@ -198,6 +198,7 @@ def test_the_seed_decides_everything(house: House, method: str) -> None:
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_kd_on_letters_learns_the_letters(house: House) -> None:
     result = house.run(
         "kd-letters", *taught(house, "kd"), "ood=letters",
