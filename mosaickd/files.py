@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -49,6 +50,15 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid JSON ({error}); delete it, or run with force=true"
         ) from error
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hex. Raises UserError where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def remove_temporaries(folder: Path) -> None:

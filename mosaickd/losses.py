@@ -122,6 +122,19 @@ def statistics_distance(
     return torch.linalg.vector_norm(torch.cat(differences))
 
 
+def batch_norm_distance(
+    statistics: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], by_layer: bool
+) -> Tensor:
+    """How far a batch lies from what each batch norm remembers: of means, plus of variances.
+
+    statistics: (mean, var, running_mean, running_var), [C_l] each -> scalar.
+    """
+    mean, var, running_mean, running_var = zip(*statistics, strict=True)
+    return statistics_distance(mean, running_mean, by_layer) + statistics_distance(
+        var, running_var, by_layer
+    )
+
+
 def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Σ over stages of the mean squared difference of attention maps (Zagoruyko & Komodakis, 2017).
 

@@ -16,8 +16,8 @@ from mosaickd.config import needs
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
 from mosaickd.engine.device import compile_network
 from mosaickd.errors import UserError
-from mosaickd.methods.base import Latents, Method
-from mosaickd.models.probes import Probe, StatisticsProbe
+from mosaickd.methods.base import Latents, Method, RandomState
+from mosaickd.models.probes import Probe, StatisticsProbe, in_eval_mode
 
 
 class Parts:
@@ -72,7 +72,7 @@ class Parts:
             "normalize": lambda: self.normalize,
             "latents": lambda: self.latents,
             "augment": lambda: self.augment,
-            "rng": lambda: self.rng,
+            "rng": lambda: self.random.rng,
             "batch_size": lambda: self.cfg.train.batch_size,
             "num_classes": lambda: self.num_classes,
             "image_size": lambda: self.image_size,
@@ -88,7 +88,7 @@ class Parts:
         if "latents" in self.wanted:
             parts["latents"] = self.latents
         if {"rng", "augment"} & self.wanted:
-            parts["rng"] = RandomState(self.rng)
+            parts["rng"] = self.random
         return parts
 
     @property
@@ -115,10 +115,8 @@ class Parts:
         named = "num_classes" in accepted or (takes_any and "num_classes" not in node)
         supplied = {"num_classes": self.num_classes} if named else {}
         model = self.network(role, **supplied)
-        training = model.training
-        with torch.no_grad():
-            shape = tuple(model.eval()(self.example).shape)
-        model.train(training)
+        with in_eval_mode(model):
+            shape = tuple(model(self.example).shape)
         if shape != (1, self.num_classes):
             raise UserError(
                 f"{role}: {node.name} maps one image to an output of shape {list(shape)}, but "
@@ -178,8 +176,8 @@ class Parts:
         return Latents(self.cfg.generator.latent_dim, self.device, self.seed("latents"))
 
     @cached_property
-    def rng(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(self.seed("method's draws"))
+    def random(self) -> RandomState:
+        return RandomState(self.device, self.seed("method's draws"))
 
     @property
     def normalize(self) -> Callable[[Tensor], Tensor]:
@@ -190,7 +188,7 @@ class Parts:
 
     def augment(self, images: Tensor) -> Tensor:
         """Random crop and flip, [B, 3, H, W] of any dtype."""
-        return random_crop_and_flip(images, usual_padding(images.shape[-1]), self.rng)
+        return random_crop_and_flip(images, usual_padding(images.shape[-1]), self.random.rng)
 
     def seed(self, purpose: str) -> int:
         return derived_seed(self.cfg.seed, purpose)
@@ -201,16 +199,3 @@ class Parts:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed(role))
             yield
-
-
-class RandomState:
-    """A random generator as something with a state_dict."""
-
-    def __init__(self, rng: torch.Generator) -> None:
-        self.rng = rng
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"rng": self.rng.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.rng.set_state(state["rng"])

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from mosaickd.errors import UserError
-from mosaickd.files import read_json, write_atomically, write_json
+from mosaickd.files import file_digest, read_json, write_atomically, write_json
 from mosaickd.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -79,13 +79,12 @@ def install(run: Path, path: Path) -> None:
 def load(teacher: nn.Module, path: Path) -> dict[str, Any]:
     """Fill a frozen teacher with weights; -> what is recorded of them."""
     record = load_weights(teacher, path, role="teacher")
-    if (digest := record.get("sha256")) and path.suffix == ".safetensors":
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-        if actual != digest:
-            raise UserError(
-                f"{path} is not the file that {path.with_suffix('.json')} describes: delete "
-                "both to train this teacher anew, or the JSON if you replaced the weights"
-            )
+    digest = record.get("sha256")
+    if digest and path.suffix == ".safetensors" and file_digest(path) != digest:
+        raise UserError(
+            f"{path} is not the file that {path.with_suffix('.json')} describes: delete "
+            "both to train this teacher anew, or the JSON if you replaced the weights"
+        )
     return record
 
 

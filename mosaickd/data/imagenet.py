@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from mosaickd.data import cache, folder
-from mosaickd.data.parquet import find_shards, read_split
+from mosaickd.data.parquet import find_shards, read_split, warn_once
 from mosaickd.data.pickled import ADVICE, Array, Refused, load_dict
 from mosaickd.data.pictures import progress
 from mosaickd.data.source import ImageSet
@@ -97,7 +96,7 @@ def _read_batches(root: Path, split: str, batches: list[Path]) -> ImageSet:
     there = {path.name for path in batches}
     missing = [name.rsplit("_", 1)[1] for name in BATCHES[split] if name not in there]
     if missing:
-        _warn_once(
+        warn_once(
             f"{batches[0].parent}: of the 10 training batches of ImageNet, number "
             f"{', '.join(missing)} is missing, so only the images that are there are used"
         )
@@ -117,11 +116,6 @@ def _read_batches(root: Path, split: str, batches: list[Path]) -> ImageSet:
         images = cache.after_header(memory)
         found = torch.from_numpy(images), torch.from_numpy(labels)
     return ImageSet(*found, [str(index) for index in range(CLASSES)])
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def _unpack(batches: list[Path], file: IO[bytes]) -> np.ndarray:

@@ -88,14 +88,15 @@ def _check_complete(shards: list[Path]) -> None:
         present = {int(match[1]) for match in numbered if match}
         missing = sorted(set(range(total)) - present)
         if missing:
-            _warn_once(
+            warn_once(
                 f"{shards[0].parent}: shard {', '.join(str(i) for i in missing)} of {total} is "
                 f"missing ({shards[0].name} is there), so only the images that are there are used"
             )
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log it, unless this process has."""
     log.warning(message)
 
 

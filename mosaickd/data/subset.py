@@ -114,12 +114,3 @@ def fingerprint(data: ImageSet) -> str:
             part = rows[index.to(rows.device)].cpu().contiguous()
             digest.update(part.numpy().data)
     return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex. Raises UserError where it can't be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -150,23 +150,30 @@ class StatisticsProbe(Protocol):
         ...
 
 
-class Latents:
-    """Standard normal noise from a generator of its own, whose state is part of a checkpoint."""
+class RandomState:
+    """A random generator whose state is part of a checkpoint."""
 
-    def __init__(self, dim: int, device: torch.device, seed: int) -> None:
-        self.dim = dim
-        self.device = device
+    def __init__(self, device: torch.device, seed: int) -> None:
         self.rng = torch.Generator(device).manual_seed(seed)
-
-    def __call__(self, count: int) -> Tensor:
-        """-> [count, dim]"""
-        return torch.randn(count, self.dim, device=self.device, generator=self.rng)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.rng.set_state(state["rng"])
+
+
+class Latents(RandomState):
+    """Standard normal noise from a generator of its own."""
+
+    def __init__(self, dim: int, device: torch.device, seed: int) -> None:
+        super().__init__(device, seed)
+        self.dim = dim
+        self.device = device
+
+    def __call__(self, count: int) -> Tensor:
+        """-> [count, dim]"""
+        return torch.randn(count, self.dim, device=self.device, generator=self.rng)
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from mosaickd.bounds import Count, NonNegative, Positive
 from mosaickd.losses import (
+    batch_norm_distance,
     cross_entropy,
     jensen_shannon,
     kl_divergence,
-    statistics_distance,
     total_variation,
 )
 from mosaickd.methods.base import (
@@ -135,10 +135,7 @@ class DeepInversion(Method):
         if self.oh:
             losses["oh"] = Loss(cross_entropy(teacher, self.labels), self.oh)
         if self.bn:
-            mean, var, running_mean, running_var = zip(*statistics, strict=True)
-            distance = statistics_distance(mean, running_mean, by_layer=True)
-            distance = distance + statistics_distance(var, running_var, by_layer=True)
-            losses["bn"] = Loss(distance, self.bn)
+            losses["bn"] = Loss(batch_norm_distance(statistics, by_layer=True), self.bn)
         if self.tv:
             losses["tv"] = Loss(total_variation(images), self.tv)
         if self.adv:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mosaickd.bounds import Count, LogBase, NonNegative, Positive
-from mosaickd.losses import class_balance, kl_divergence, one_hot, statistics_distance
+from mosaickd.losses import batch_norm_distance, class_balance, kl_divergence, one_hot
 from mosaickd.methods.base import (
     Batch,
     Loss,
@@ -97,10 +97,7 @@ class DFQ(Method):
         if self.ie:
             losses["ie"] = Loss(class_balance(teacher, self.log_base), self.ie)
         if self.bn:
-            mean, var, running_mean, running_var = zip(*statistics, strict=True)
-            distance = statistics_distance(mean, running_mean, by_layer=False)
-            distance = distance + statistics_distance(var, running_var, by_layer=False)
-            losses["bn"] = Loss(distance, self.bn)
+            losses["bn"] = Loss(batch_norm_distance(statistics, by_layer=False), self.bn)
         return losses
 
     def synthesize(self, latents: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mosaickd.report.results import collect, read_result, to_run
+from mosaickd.report.results import Found, collect, read_result, to_run
 from mosaickd.report.table import (
     Cell,
     PlainRow,
@@ -62,7 +62,10 @@ def show_run(folder: Path) -> None:
 
 def sweep_table(root: Path) -> Table:
     """One row a cell (mean over seeds of the last evaluation), teachers first."""
-    found = collect([root])
+    return _sweep_table(root, collect([root]))
+
+
+def _sweep_table(root: Path, found: Found) -> Table:
     runs, notes = one_a_seed([run for run in found.runs if run.finished])
     runs += [run for run in found.runs if not run.finished]
     title = f"{root.resolve().name}: top-1 accuracy at the last step"
@@ -78,7 +81,7 @@ def show_sweep(root: Path) -> None:
     if not found.runs:
         return
     out = console()
-    out.print(sweep_table(root))
+    out.print(_sweep_table(root, found))
     report = build(found)
     if report.rows:
         out.print(paper_table(report, out))

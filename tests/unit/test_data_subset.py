@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mosaickd.data import subset
 from mosaickd.data.source import ImageSet
-from mosaickd.data.subset import file_digest, fingerprint, most_uncertain
+from mosaickd.data.subset import fingerprint, most_uncertain
 from mosaickd.errors import UserError
+from mosaickd.files import file_digest
 
 PATIENCE = 60.0
 context = get_context("forkserver" if os.name == "posix" else "spawn")
