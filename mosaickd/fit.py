@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mosaickd.data.loader import (
 )
 from mosaickd.data.source import ImageSet, Source
 from mosaickd.data.subset import fingerprint, most_uncertain
+from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import autocast_for, choose_device, describe
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.graph import CapturedGame
@@ -43,7 +45,7 @@ from mosaickd.engine.samples import SampleGrids
 from mosaickd.errors import UserError
 from mosaickd.files import owned
 from mosaickd.losses import entropy
-from mosaickd.methods.base import Batch, Latents, SourceName
+from mosaickd.methods.base import Latents, SourceName
 from mosaickd.models.weights import save_weights
 from mosaickd.parts import Parts
 
@@ -123,7 +125,7 @@ class Fit:
             result["teacher_accuracy"] = self.prepare_teacher(steps if cut_short else None)
         if cfg.ood_subset and "ood" in self.images:
             self.choose_subset()
-        loaders = self.build_loaders()
+        dealer = Dealer(self.method.streams, self.build_loaders())
 
         log.info("%s: %d steps of %d images, on %s",
                  self.title, steps, cfg.train.batch_size, result["device"])  # fmt: skip
@@ -134,13 +136,13 @@ class Fit:
             run_name=self.title,
             group=self.group,
         )
-        iterate: Callable[[Batch], list[Played]] = game.iterate
+        iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
         if cfg.train.cuda_graph:
-            iterate = CapturedGame(game, self.parts.generators)
+            iterate = CapturedGame(game, dealer, self.parts.generators)
         every = cfg.train.eval_every or epoch or steps
         loop = Loop(
             game=game,
-            loaders=loaders,
+            dealer=dealer,
             test=self.test_batches,
             student=self.student,
             folder=self.folder,

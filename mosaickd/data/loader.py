@@ -67,6 +67,12 @@ class ResidentLoader(Resident):
     the next one, so shapes never change and no image is left out. `len()` is the number of
     batches in which each image has been seen: one epoch. Shuffling and augmentation draw from
     one generator, whose state is part of `state_dict()`.
+
+    Which images come next is decided in `draw`, by counting on the host; what is done to them in
+    `make`, on the device alone and always in the same shapes, so that it can be captured.
+
+    share: the part of every batch that this process gets, of several that train together. All of
+    them draw the same numbers for the whole batch, so together they see what one alone would.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class ResidentLoader(Resident):
         device: torch.device,
         channels_last: bool = True,
         name: str = "the data set",
+        share: slice = slice(None),
     ) -> None:
         check_batch_size(batch_size, len(data), name)
         super().__init__(
@@ -93,6 +100,7 @@ class ResidentLoader(Resident):
         )
         self.augment = augment
         self.padding = usual_padding(data.images.shape[-1])
+        self.share = share
         self.rng = torch.Generator(device).manual_seed(seed)
         self.begin()
 
@@ -100,27 +108,41 @@ class ResidentLoader(Resident):
         return -(-len(self.images) // self.batch_size)
 
     def __next__(self) -> tuple[Tensor, Tensor, Tensor]:
-        """-> normalised float images [B, 3, H, W], labels [B], which images these are [B]"""
-        index = self.draw()
-        images = self.images[index]
+        """-> normalised float images [b, 3, H, W], labels [b], which images these are [b]"""
+        return tuple(part[0] for part in self.make(self.draw()))  # type: ignore[return-value]
+
+    def draw(self, count: int = 1) -> Tensor:
+        """The next `count` batches. -> indices [count, batch_size], of all processes together."""
+        return self.next_indices(count * self.batch_size).view(count, self.batch_size)
+
+    def make(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's share [count, b] of the batches that were drawn. Never waits.
+
+        -> normalised float images [count, b, 3, H, W], labels [count, b], indices [count, b]
+        """
+        own = indices[:, self.share]
+        images = self.images[own.flatten()]
         if self.augment:
-            images = random_crop_and_flip(images, self.padding, self.rng)
-        return self.prepare(images), self.labels[index], index
+            drawn = draw_crops(indices.numel(), self.padding, self.rng)
+            mine = [d.view(*indices.shape)[:, self.share].reshape(-1, 1) for d in drawn]
+            images = crop_and_flip(images, self.padding, *mine)
+        pixels = self.prepare(images)
+        return pixels.unflatten(0, own.shape), self.labels[own], own
 
     def begin(self) -> None:
         """Get ready for the first batch."""
         self.position = 0
         self._shuffle()
 
-    def draw(self) -> Tensor:
-        """-> the next images' indices [B]"""
-        index = self.permutation[self.position : self.position + self.batch_size]
-        self.position += len(index)
-        if missing := self.batch_size - len(index):
+    def next_indices(self, count: int) -> Tensor:
+        """-> [count]"""
+        parts = [self.permutation[self.position : self.position + count]]
+        self.position += len(parts[0])
+        while missing := count - sum(map(len, parts)):
             self._shuffle()
-            index = torch.cat([index, self.permutation[:missing]])
-            self.position = missing
-        return index
+            parts.append(self.permutation[:missing])
+            self.position = len(parts[-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _shuffle(self) -> None:
         self.before_shuffle = self.rng.get_state()
@@ -155,14 +177,13 @@ class BalancedLoader(ResidentLoader):
         self.counts = counts[counts > 0]
         self.starts = self.counts.cumsum(0) - self.counts
 
-    def draw(self) -> Tensor:
-        """-> indices [B]: a class for each, then one of its images."""
+    def next_indices(self, count: int) -> Tensor:
+        """A class for each, then one of its images."""
         device = self.images.device
-        shape = (self.batch_size,)
-        chosen = torch.randint(len(self.counts), shape, generator=self.rng, device=device)
+        chosen = torch.randint(len(self.counts), (count,), generator=self.rng, device=device)
         counts = self.counts[chosen]
         # In float64, and below 1: no class is so large that its last image could be overstepped.
-        within = torch.rand(shape, generator=self.rng, device=device, dtype=torch.float64)
+        within = torch.rand(count, generator=self.rng, device=device, dtype=torch.float64)
         return self.by_class[self.starts[chosen] + (within * counts).long()]
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,13 +226,24 @@ def random_crop_and_flip(images: Tensor, padding: int, rng: torch.Generator) -> 
     images: [B, C, H, W] of any dtype -> the same shape. Like torchvision's RandomCrop(padding=p)
     and RandomHorizontalFlip, but for a whole batch by two gathers, without a host round trip.
     """
+    return crop_and_flip(images, padding, *draw_crops(len(images), padding, rng))
+
+
+def draw_crops(count: int, padding: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """For each image: the first row and column of its crop, and whether it is flipped. [count, 1]
+    each."""
+    spread = 2 * padding + 1
+    top = torch.randint(spread, (count, 1), generator=rng, device=rng.device)
+    left = torch.randint(spread, (count, 1), generator=rng, device=rng.device)
+    flip = torch.rand(count, 1, generator=rng, device=rng.device) < 0.5
+    return top, left, flip
+
+
+def crop_and_flip(images: Tensor, padding: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """images: [B, C, H, W]; the rest as `draw_crops` gives it -> [B, C, H, W]."""
     count, channels, height, width = images.shape
     device = images.device
     padded = nn.functional.pad(images, (padding,) * 4)
-    spread = 2 * padding + 1
-    top = torch.randint(spread, (count, 1), generator=rng, device=device)
-    left = torch.randint(spread, (count, 1), generator=rng, device=device)
-    flip = torch.rand(count, 1, generator=rng, device=device) < 0.5
     rows = top + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(count, width)
     columns = left + torch.where(flip, width - 1 - columns, columns)

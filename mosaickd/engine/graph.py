@@ -1,50 +1,56 @@
-"""A whole iteration as one CUDA graph: all turns, one launch."""
+"""A whole iteration as one CUDA graph: images, all turns, optimizer steps, in one launch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
+from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.loop import Game, Played
-from mosaickd.methods.base import Batch, Images
 
 
 class CapturedGame:
     """Plays a game's iterations by replaying a captured one.
 
     The first `warmup` iterations run eagerly on a side stream, as capture demands; the next is
-    captured and from then on replayed on batches copied into its inputs. Random numbers go on
-    from `generators`, learning rates are read from tensors: each replay is a new iteration.
+    captured and from then on replayed: which images are wanted is copied into its inputs, random
+    numbers go on from `generators` and the dealer's, learning rates are read from tensors. Each
+    replay is a new iteration.
     """
 
     def __init__(
-        self, game: Game, generators: Iterable[torch.Generator] = (), warmup: int = 3
+        self,
+        game: Game,
+        dealer: Dealer,
+        generators: Iterable[torch.Generator] = (),
+        warmup: int = 3,
     ) -> None:
         self.game = game
-        self.generators = list(generators)
+        self.dealer = dealer
+        self.generators = [*generators, *dealer.generators]
         self.warmup = warmup
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: dict[str, list[Images]] = {}
+        self.inputs: dict[str, Tensor] = {}
         self.outputs: list[Played] = []
 
-    def __call__(self, batch: Batch) -> list[Played]:
-        """One iteration; the same contract as `Game.iterate`."""
+    def __call__(self) -> list[Played]:
+        """The next iteration, as `Game.iterate` on what the dealer deals."""
+        drawn = self.dealer.draw()
         if self.warmup > 0:
             self.warmup -= 1
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                played = self.game.play(batch)
+                played = self.game.play(self.dealer.deal(drawn))
             torch.cuda.current_stream().wait_stream(stream)
         else:
             if self.graph is None:
-                self._capture(batch)
-            assert self.graph is not None
-            for name, draws in batch.items():
-                for static, fresh in zip(self.inputs[name], draws, strict=True):
-                    for own, new in zip(static, fresh, strict=True):
-                        own.copy_(new)
+                self.inputs = {name: indices.clone() for name, indices in drawn.items()}
+                self.graph = self._capture()
+            for name, indices in drawn.items():
+                self.inputs[name].copy_(indices)
             self.graph.replay()
             # The graph writes the same memory at each replay; what is logged later needs a copy.
             played = [
@@ -54,15 +60,13 @@ class CapturedGame:
         self.game.advance_schedules(played)
         return played
 
-    def _capture(self, batch: Batch) -> None:
-        self.inputs = {
-            name: [Images(*(tensor.clone() for tensor in draw)) for draw in draws]
-            for name, draws in batch.items()
-        }
-        self.graph = torch.cuda.CUDAGraph()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
-            self.graph.register_generator_state(generator)
+            graph.register_generator_state(generator)
         for player in self.game.players.values():
             player.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(self.graph):
-            self.outputs = self.game.play(self.inputs)
+        # Other threads go on using CUDA: a checkpoint may be on its way to the disk.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.outputs = self.game.play(self.dealer.deal(self.inputs))
+        return graph

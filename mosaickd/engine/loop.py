@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mosaickd.engine.checkpoint import load_checkpoint, save_checkpoint
+from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.evaluate import Accuracy, evaluate
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.metrics import MetricsFile
@@ -27,18 +28,12 @@ from mosaickd.engine.player import Player
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.trackers import Tracker
 from mosaickd.errors import UserError
-from mosaickd.methods.base import Batch, Images, Method
+from mosaickd.methods.base import Batch, Method
 
 log = logging.getLogger(__name__)
 
 Autocast = Callable[[], AbstractContextManager[object]]
 AfterTurn = Callable[[str], None]
-
-
-class Loader(Protocol):
-    def __next__(self) -> tuple[Tensor, Tensor, Tensor]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -65,6 +60,10 @@ class Game:
         played = self.play(batch, after_turn)
         self.advance_schedules(played)
         return played
+
+    def next_iteration(self, dealer: Dealer) -> list[Played]:
+        """Play one iteration on what the dealer deals."""
+        return self.iterate(dealer.deal(dealer.draw()))
 
     def play(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
         """All turns of one iteration. Nothing here waits for the device.
@@ -139,7 +138,7 @@ class Loop:
     """Plays a game to its end, from wherever its run folder's checkpoint says it stands."""
 
     game: Game
-    loaders: Mapping[str, Loader]  # by the method's stream names
+    dealer: Dealer
     test: Iterable[tuple[Tensor, Tensor]]
     student: nn.Module
     folder: Path
@@ -154,7 +153,7 @@ class Loop:
     stateful: Mapping[str, Any]  # anything else with a state: noise generators
     draw_samples: Callable[[Path], bool]  # draws the sample grids; False: nothing to draw
     on_best: Callable[[Progression], None]  # called when an evaluation was the best so far
-    iterate: Callable[[Batch], list[Played]]  # the game's own, or its captured CUDA graph
+    iterate: Callable[[], list[Played]]  # the game's next iteration, or its captured CUDA graph
 
     def __post_init__(self) -> None:
         self.at = Progression()
@@ -199,12 +198,7 @@ class Loop:
 
     def play(self) -> None:
         """One iteration on the next draw of every stream."""
-        streams = self.game.method.streams
-        batch = {
-            name: [Images(*next(self.loaders[name])) for _ in range(stream.draws)]
-            for name, stream in streams.items()
-        }
-        played = self.iterate(batch)
+        played = self.iterate()
         self.at.step += 1
         self._pending.append((self.at.step, played))
         self.progress.advance(self.at.step)
@@ -290,7 +284,7 @@ class Loop:
         state = {
             "progression": vars(self.at),
             "game": self.game.state_dict(),
-            "loaders": {name: loader.state_dict() for name, loader in self.loaders.items()},
+            "loaders": self.dealer.state_dict(),
             "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
             "random": {"cpu": torch.get_rng_state(), "cuda": cuda_random_states()},
         }
@@ -316,8 +310,7 @@ class Loop:
         state = load_checkpoint(self.checkpoint_path)
         try:
             self.game.load_state_dict(state["game"])
-            for name, loader in self.loaders.items():
-                loader.load_state_dict(state["loaders"][name])
+            self.dealer.load_state_dict(state["loaders"])
             for name, part in self.stateful.items():
                 part.load_state_dict(state["stateful"][name])
             self.at = Progression(**state["progression"])

@@ -7,7 +7,7 @@ precision, devices or logging: it yields turns, and the loop plays them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -174,6 +174,37 @@ class Latents(RandomState):
     def __call__(self, count: int) -> Tensor:
         """-> [count, dim]"""
         return torch.randn(count, self.dim, device=self.device, generator=self.rng)
+
+
+def lessons(
+    teacher: nn.Module,
+    images_of: Callable[[int], Tensor],
+    steps: int,
+    at_once: bool | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each of `steps` student turns its images and what the teacher says of them.
+
+    images_of: step -> images [B, 3, H, W], made by networks that stay as they are through all of
+    these turns; each is asked for once, in order. -> pairs of images and logits [B, classes].
+
+    at_once: the teacher sees all batches in one pass. It has no batch statistics of its own, so
+    this rounds differently at most: few large kernels keep a GPU busier, while a CPU's caches
+    prefer several small ones (wrn40_2 takes a third longer at once, and gives the same bits).
+    None: as the device likes it.
+    """
+    if at_once is None:
+        at_once = next(teacher.parameters()).is_cuda
+    if at_once:
+        with torch.no_grad():
+            batches = [images_of(step) for step in range(steps)]
+            logits = teacher(torch.cat(batches)).split([len(batch) for batch in batches])
+        yield from zip(batches, logits, strict=True)
+        return
+    for step in range(steps):
+        with torch.no_grad():
+            images = images_of(step)
+            answer = teacher(images)
+        yield images, answer
 
 
 @contextmanager

@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from mosaickd.bounds import Count, NonNegative, Positive
 from mosaickd.losses import class_balance, kl_divergence, one_hot
-from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Turn
+from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Turn, lessons
 
 
 class DAFL(Method):
@@ -23,6 +22,7 @@ class DAFL(Method):
     `oh`, `balance` and `act` weigh the generator's losses: the teacher's certainty (Eq. 2), the
     balance of classes (Eq. 4), and the mean size of the teacher's embedding (Eq. 3), which real
     images make large. A term of weight 0 is not computed.
+    `teacher_at_once`: see `lessons`.
     """
 
     source: ClassVar[SourceName | None] = None
@@ -42,6 +42,7 @@ class DAFL(Method):
         act: NonNegative = 0.001,
         temperature: Positive = 20.0,
         student_steps: Count = 5,
+        teacher_at_once: bool | None = None,
     ) -> None:
         if not (oh or balance or act):
             raise ValueError("method.oh, balance and act are all 0: nothing guides the generator")
@@ -55,6 +56,7 @@ class DAFL(Method):
         self.oh, self.balance, self.act = oh, balance, act
         self.temperature = temperature
         self.student_steps = student_steps
+        self.teacher_at_once = teacher_at_once
         self.players = {"generator": generator, "student": student}
         self.streams = {}
 
@@ -65,10 +67,10 @@ class DAFL(Method):
     def turns(self, batch: Batch) -> Iterator[Turn]:
         yield Turn("generator", self.generator_losses(self.generate()))
 
-        for _ in range(self.student_steps):
-            with torch.no_grad():
-                images = self.generate()
-                teacher = self.teacher(images)
+        pairs = lessons(
+            self.teacher, lambda _: self.generate(), self.student_steps, self.teacher_at_once
+        )
+        for images, teacher in pairs:
             student = self.student(images)
             yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from mosaickd.bounds import Count, LogBase, NonNegative, Positive
@@ -22,6 +21,7 @@ from mosaickd.methods.base import (
     StatisticsProbe,
     Turn,
     frozen,
+    lessons,
 )
 
 
@@ -31,7 +31,7 @@ class DFQ(Method):
     `adv`, `oh`, `ie` and `bn` weigh the generator's four losses: the student's disagreement, the
     teacher's certainty, the balance of classes (its logarithm has base `log_base`), and how far
     the statistics in the teacher lie from those of its training images. A term of weight 0 is
-    not computed.
+    not computed. `teacher_at_once`: see `lessons`.
     """
 
     source: ClassVar[SourceName | None] = None
@@ -53,6 +53,7 @@ class DFQ(Method):
         log_base: LogBase = 10.0,
         temperature: Positive = 1.0,
         student_steps: Count = 5,
+        teacher_at_once: bool | None = None,
     ) -> None:
         if not (adv or oh or ie or bn):
             raise ValueError("method.adv, oh, ie and bn are all 0: nothing guides the generator")
@@ -67,6 +68,7 @@ class DFQ(Method):
         self.log_base = log_base
         self.temperature = temperature
         self.student_steps = student_steps
+        self.teacher_at_once = teacher_at_once
         self.players = {"generator": generator, "student": student}
         self.streams = {}
 
@@ -79,10 +81,10 @@ class DFQ(Method):
             losses = self.generator_losses(self.generate())
         yield Turn("generator", losses)
 
-        for _ in range(self.student_steps):
-            with torch.no_grad():
-                images = self.generate()
-                teacher = self.teacher(images)
+        pairs = lessons(
+            self.teacher, lambda _: self.generate(), self.student_steps, self.teacher_at_once
+        )
+        for images, teacher in pairs:
             student = self.student(images)
             yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
 

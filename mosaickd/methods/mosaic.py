@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mosaickd.bounds import Count, NonNegative, Positive
 from mosaickd.losses import class_balance, kl_divergence, label_alignment, patches_judged
-from mosaickd.methods.base import Batch, Loss, Method, SourceName, Stream, Turn, frozen
+from mosaickd.methods.base import Batch, Loss, Method, SourceName, Stream, Turn, frozen, lessons
 
 
 class MosaicKD(Method):
@@ -24,6 +24,7 @@ class MosaicKD(Method):
     discriminator's); a term of weight 0 is not computed at all. Every trained network stays in
     training mode throughout, so batch-norm statistics also move in other players' turns: the
     student's in the generator's turn, the generator's in the student's. The paper's runs did so.
+    `teacher_at_once`: see `lessons`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class MosaicKD(Method):
         balance: NonNegative = 10.0,
         temperature: Positive = 1.0,
         student_steps: Count = 5,
+        teacher_at_once: bool | None = None,
         ood_in_student_batch: bool = True,
         ood_statistics: SourceName = "ood",
     ) -> None:
@@ -64,6 +66,7 @@ class MosaicKD(Method):
         self.adv, self.align, self.local, self.balance = adv, align, local, balance
         self.temperature = temperature
         self.student_steps = student_steps
+        self.teacher_at_once = teacher_at_once
         self.players = {"generator": generator, "student": student}
         self.streams = {}
         if local:
@@ -101,14 +104,22 @@ class MosaicKD(Method):
         yield Turn("generator", losses)
 
         # ---- Distillation (Eq. 8): fresh fakes, and OOD images beside them.
-        for step in range(self.student_steps):
-            with torch.no_grad():
-                images = self.generate()
-                if "student" in self.streams:
-                    images = torch.cat([images, batch["student"][step].pixels])
-                teacher = self.teacher(images)
+        pairs = lessons(
+            self.teacher,
+            lambda step: self.student_batch(batch, step),
+            self.student_steps,
+            self.teacher_at_once,
+        )
+        for images, teacher in pairs:
             student = self.student(images)
             yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
+
+    def student_batch(self, batch: Batch, step: int) -> Tensor:
+        """-> fresh fakes and, beside them, OOD images, [2B, 3, H, W]"""
+        fakes = self.generate()
+        if "student" not in self.streams:
+            return fakes
+        return torch.cat([fakes, batch["student"][step].pixels])
 
     def generator_losses(self, fakes: Tensor) -> dict[str, Loss]:
         """What the other three players say of `fakes` [B, 3, H, W]."""
