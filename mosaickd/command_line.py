@@ -76,7 +76,8 @@ class SweepSummary(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepSummary.folder = Path(config.hydra.sweep.dir)
+        if os.environ.get("RANK", "0") == "0":  # of several processes that play together
+            SweepSummary.folder = Path(config.hydra.sweep.dir)
 
     @classmethod
     def show(cls) -> None:

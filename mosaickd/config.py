@@ -53,7 +53,7 @@ SUPPLIED = {
         *("student", "teacher", "generator", "discriminator"),
         *("student_features", "teacher_features", "student_embedding", "teacher_embedding"),
         *("teacher_statistics", "normalize", "latents", "augment", "rng"),
-        *("batch_size", "num_classes", "image_size", "instances", "steps"),
+        *("gather", "batch_size", "num_classes", "image_size", "instances", "steps"),
     },
     "optimizer": {"params"},
     "schedule": {"optimizer", "steps"},
@@ -177,8 +177,15 @@ def validate(cfg: DictConfig) -> None:
         if not OmegaConf.is_dict(node):
             raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
         for part in node:
+            if part == "sync_batch_norm":
+                if not isinstance(node[part], bool):
+                    raise UserError(
+                        f"players.{player}.{part} must be true or false, got {node[part]!r}"
+                    )
+                continue
             if part not in ("optimizer", "schedule"):
-                raise UserError(unknown(f"players.{player}.{part}", ["optimizer", "schedule"]))
+                known_parts = ["optimizer", "schedule", "sync_batch_norm"]
+                raise UserError(unknown(f"players.{player}.{part}", known_parts))
             check_node(node[part], f"players.{player}.{part}", part)
     check_node(cfg.tracker, "tracker", "tracker")
 

@@ -7,5 +7,7 @@ class UserError(ValueError):
     """A user's mistake: a wrong setting, a missing or damaged file.
 
     The message says what was wrong, where (the setting or the file), and what to do next.
-    The launcher prints it without a traceback.
+    The launcher prints it without a traceback, unless it was `told` by another process already.
     """
+
+    told = False

@@ -33,6 +33,8 @@ from mosaickd.data.loader import (
 )
 from mosaickd.data.source import ImageSet, Source
 from mosaickd.data.subset import fingerprint, most_uncertain
+from mosaickd.engine import distribution
+from mosaickd.engine.checkpoint import TorchRandom
 from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import autocast_for, choose_device, describe
 from mosaickd.engine.evaluate import evaluate
@@ -42,6 +44,7 @@ from mosaickd.engine.loop import Game, Loop, Played, Progression
 from mosaickd.engine.predict import predict
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
+from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.errors import UserError
 from mosaickd.files import owned
 from mosaickd.losses import entropy
@@ -72,7 +75,8 @@ class Fit:
         self.interruption = interruption
         self.group = group
         self.result = result
-        self.device = choose_device(cfg.device)
+        self.device = choose_device(cfg.device, distribution.local_rank())
+        self.share = distribution.share_of(cfg.train.batch_size)
         self.precision, self.autocast = autocast_for(self.device, cfg.train.precision)
         if cfg.train.cuda_graph and self.device.type != "cuda":
             raise UserError("train.cuda_graph=true needs a CUDA device; this run is on the CPU")
@@ -115,11 +119,19 @@ class Fit:
                 f"train.cuda_graph=true captures one iteration for all, and those of method="
                 f"{cfg.method.name} are not all alike: leave it out"
             )
+        if distribution.world() > 1 and not self.method.shareable:
+            raise UserError(
+                f"method={cfg.method.name} can't be played by several processes: run it without "
+                "torchrun (a sweep's cells can be shared by several devices)"
+            )
         for player in self.method.players:
             if self.method.iterations(player, steps) == 0:
                 log.warning("a run of %d steps is too short for method=%s: the %s never has a turn",
                             steps, cfg.method.name, player)  # fmt: skip
         game = Game(self.method, build_players(cfg, self.method, steps), self.autocast)
+        distribution.same(
+            *(p for m in self.method.players.values() for p in m.state_dict().values())
+        )
 
         if self.teacher is not None:
             result["teacher_accuracy"] = self.prepare_teacher(steps if cut_short else None)
@@ -129,13 +141,15 @@ class Fit:
 
         log.info("%s: %d steps of %d images, on %s",
                  self.title, steps, cfg.train.batch_size, result["device"])  # fmt: skip
-        tracker = build(
-            cfg.tracker,
-            folder=self.folder,
-            settings=plain(cfg),
-            run_name=self.title,
-            group=self.group,
-        )
+        about: dict[str, Any] = {
+            "folder": self.folder,
+            "settings": plain(cfg),
+            "run_name": self.title,
+            "group": self.group,
+        }
+        tracker: Tracker = NoTracker(**about)
+        if distribution.is_first():
+            tracker = build(cfg.tracker, **about)
         iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
         if cfg.train.cuda_graph:
             iterate = CapturedGame(game, dealer, self.parts.generators)
@@ -155,17 +169,19 @@ class Fit:
             progress=Progress(self.title, steps),
             interruption=self.interruption,
             stateful=self.parts.stateful,
+            private={**self.parts.private, "torch": TorchRandom()},
             draw_samples=self.sample_grids(),
             on_best=self.save_best,
             iterate=iterate,
         )
         status = "failed"
-        torch.manual_seed(self.seed("training"))  # dropout in a user's model
+        torch.manual_seed(self.seed("training") + distribution.rank())  # dropout in a user's model
         try:
             with loop.progress:
                 loop.fit()
             metadata = {"model": cfg.student.name, "accuracy": loop.at.accuracy["last"]}
-            save_weights(self.student, self.folder / "student.safetensors", metadata)
+            if distribution.is_first():
+                save_weights(self.student, self.folder / "student.safetensors", metadata)
             status = "finished"
         except Interrupted:
             status = "interrupted"
@@ -192,7 +208,7 @@ class Fit:
                 f"dataset.image_size is {dataset.image_size} and ood.image_size is "
                 f"{self.sources['ood'].image_size}: give both the same"
             )
-        self.test = dataset.load("test")
+        self.test = distribution.in_order(lambda: dataset.load("test"))
         self.test_batches = TestBatches(
             self.test,
             batch_size=cfg.train.eval_batch_size,
@@ -200,10 +216,12 @@ class Fit:
             std=dataset.std,
             device=self.device,
             channels_last=cfg.train.channels_last,
+            part=distribution.rank(),
+            parts=distribution.world(),
         )
         self.images: dict[SourceName, ImageSet] = {}
         if source is not None:
-            self.images[source] = self.sources[source].load("train")
+            self.images[source] = distribution.in_order(lambda: self.sources[source].load("train"))
             subset = "the ood_subset of " if source == "ood" and cfg.ood_subset else ""
             name = f"{subset}{self.sources[source].name}"
             check_batch_size(cfg.train.batch_size, self.count_of(source), name)
@@ -249,11 +267,15 @@ class Fit:
         chosen_by.update(fingerprint(images).encode())
         folder = Path(self.cfg.teachers_dir) / dataset.label / "subsets"
         name = f"{source.label}-{count}-by-{self.cfg.teacher.name}-{chosen_by.hexdigest()[:16]}"
-        kept = most_uncertain(
-            lambda: self.ask_teacher(images, entropy, "asking the teacher about all OOD images"),
-            count=count,
-            path=folder / f"{name}.safetensors",
-            what=source.name,
+        kept = distribution.in_order(
+            lambda: most_uncertain(
+                lambda: self.ask_teacher(
+                    images, entropy, "asking the teacher about all OOD images"
+                ),
+                count=count,
+                path=folder / f"{name}.safetensors",
+                what=source.name,
+            )
         )
         self.images["ood"] = ImageSet(
             images.images[kept].contiguous(), images.labels[kept], images.classes
@@ -298,6 +320,7 @@ class Fit:
                     f"asking the teacher for the classes of {self.sources[stream.source].name}",
                     stream.statistics,
                 )
+                distribution.same(predicted)
                 data = ImageSet(data.images, predicted.to(self.device), self.test.classes)
                 kind = BalancedLoader
             loaders[name] = kind(
@@ -310,6 +333,7 @@ class Fit:
                 device=self.device,
                 channels_last=train.channels_last,
                 name=self.sources[stream.source].name,
+                share=self.share,
             )
         return loaders
 
@@ -345,7 +369,8 @@ class Fit:
             path = Path(cfg.teacher.checkpoint).expanduser()
         else:
             path = teacher_path(cfg)
-            own = cut_short is not None and not path.exists() and cfg.teacher_missing != "error"
+            missing = distribution.first(lambda: not path.exists())
+            own = cut_short is not None and missing and cfg.teacher_missing != "error"
             recipe = scratch_config(cfg, cfg.teacher, cut_short if own else None)
             if own:
                 log.info("no teacher at %s, and this run is cut to %d steps: so is the teacher it "
@@ -356,7 +381,7 @@ class Fit:
                 folder = path.with_name(f"{path.stem}-training")
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    with owned(folder):
+                    with distribution.first_holds(partial(owned, folder)):
                         self.run(recipe, folder, self.interruption, group="teachers")
                 except UserError as error:
                     raise UserError(

@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 import traceback
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from mosaickd import config, report, teachers
 from mosaickd.build import scratch_config, teacher_path
 from mosaickd.config import config_hash, identity, images_of, needs
+from mosaickd.engine import distribution
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import Progression
 from mosaickd.errors import UserError
@@ -42,28 +44,43 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     group = hydra.runtime.choices.get("sweep") if sweeping else None
     interruption = Interruption()
     try:
-        config.validate(cfg)
-        with interruption.handling(), owned(folder):
+        distribution.begin()
+        if not distribution.is_first():
+            leave_talking_to_the_first()
+        distribution.first(lambda: config.validate(cfg))
+        with interruption.handling(), distribution.first_holds(partial(owned, folder)):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
     except InUse as error:
         if not sweeping:
-            sys.exit(f"error: {error}")
+            sys.exit(1 if error.told else f"error: {error}")
         log.info("%s is being run by another process: left to it", folder)
         return {"status": "running elsewhere"}
     except UserError as error:
         # A sweep goes on with its next cell, so each cell's mistake is told where it happens;
         # a single run's is the last thing that the command prints.
-        log.error("%s: %s", folder, error, extra={"console": sweeping})
-        if not sweeping:
-            sys.exit(f"error: {error}")  # past Hydra, which would print all overrides before it
+        if not error.told:
+            log.error("%s: %s", folder, error, extra={"console": sweeping})
+        if not sweeping:  # past Hydra, which would print all overrides before it
+            sys.exit(1 if error.told else f"error: {error}")
         raise
     finally:
         if sweeping:
             empty_frames(sys.exception())
             release_memory()
-    report.show_run(folder)
+    if distribution.is_first():
+        report.show_run(folder)
     return result
+
+
+def leave_talking_to_the_first() -> None:
+    """Of several processes that play a run together, one fills run.log and the terminal."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+        else:
+            handler.setLevel(logging.ERROR)
 
 
 def run(
@@ -76,24 +93,10 @@ def run(
             f"the run's own checkpoints would lie among the teachers in {cfg.teachers_dir}: "
             "choose another hydra.run.dir=FOLDER or teachers_dir=FOLDER"
         )
-    remove_temporaries(folder)
-    if cfg.force:
-        clear(folder)
-    before = read_json(folder / "result.json") or {}
-    if (folder / "checkpoints" / "last.pt").exists() or before.get("status") == "finished":
-        if changes := config.differences(read_json(folder / "config.json"), chosen):
-            raise UserError(
-                f"{folder} holds a run with other settings ({'; '.join(changes[:5])}). "
-                "Choose another folder with hydra.run.dir=FOLDER (of a sweep: "
-                "hydra.sweep.dir=FOLDER), or discard that run with force=true"
-            )
-        if before.get("status") == "finished":
-            log.info("%s is finished: nothing to do (force=true runs it anew)", folder)
-            return before
-    else:
-        before = {}  # nothing to go on from: only its error is left
-    write_json(folder / "config.json", chosen)
-    keep_config(cfg, folder / ".hydra")
+    before: dict[str, Any] = distribution.first(lambda: enter(cfg, folder, chosen))
+    if before.get("status") == "finished":
+        log.info("%s is finished: nothing to do (force=true runs it anew)", folder)
+        return before
 
     parts = needs(cfg)
     result: dict[str, Any] = {
@@ -113,6 +116,7 @@ def run(
         "seconds": before.get("seconds", 0.0),
         "seconds_per_step": before.get("seconds_per_step"),
         "device": None,
+        "processes": distribution.world(),
         "versions": versions(),
         "config_hash": config_hash(chosen),
         "error": None,
@@ -137,8 +141,32 @@ def run(
             log.exception("the run in %s failed", folder)
         raise
     finally:
-        write_json(folder / "result.json", result)
+        if distribution.is_first():
+            write_json(folder / "result.json", result)
     return result
+
+
+def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Make a folder ready for a run of the identity `chosen`. -> what an earlier session of this
+    run came to, if there was one: a finished run is to be left as it is."""
+    remove_temporaries(folder)
+    if cfg.force:
+        clear(folder)
+    before: dict[str, Any] = read_json(folder / "result.json") or {}
+    if (folder / "checkpoints" / "last.pt").exists() or before.get("status") == "finished":
+        if changes := config.differences(read_json(folder / "config.json"), chosen):
+            raise UserError(
+                f"{folder} holds a run with other settings ({'; '.join(changes[:5])}). "
+                "Choose another folder with hydra.run.dir=FOLDER (of a sweep: "
+                "hydra.sweep.dir=FOLDER), or discard that run with force=true"
+            )
+        if before.get("status") == "finished":
+            return before
+    else:
+        before = {}  # nothing to go on from: only its error is left
+    write_json(folder / "config.json", chosen)
+    keep_config(cfg, folder / ".hydra")
+    return before
 
 
 def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -147,7 +175,8 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
         return
     differences = config.differences(identity(scratch_config(cfg, cfg.student)), identity(cfg))
     path = teacher_path(cfg, "student")
-    if not teachers.recipe_changes(differences) and not path.exists():
+    offered = not teachers.recipe_changes(differences)
+    if offered and not distribution.first(path.exists):
         teachers.obtain(path, missing="train", train=lambda: folder)
         log.info("this is now the teacher %s", path)
 

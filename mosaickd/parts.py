@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mosaickd.build import build, derived_seed, parameters_of
 from mosaickd.config import needs
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
+from mosaickd.engine import distribution
 from mosaickd.engine.device import compile_network
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Latents, Method, RandomState
@@ -53,8 +54,10 @@ class Parts:
             self.compile(supplied)
         with self.drawing("method"):
             self.method: Method = build(cfg.method, **supplied)
-        for module in self.method.players.values():  # what the method has built itself
-            module.to(device)
+        for name, module in self.method.players.items():
+            module.to(device)  # what the method has built itself
+            if cfg.players and cfg.players[name].get("sync_batch_norm"):
+                distribution.synchronize_batch_norms(module)
 
     def supply(self, name: str) -> Any:
         """What a method's constructor gets for one of its parameters."""
@@ -73,7 +76,8 @@ class Parts:
             "latents": lambda: self.latents,
             "augment": lambda: self.augment,
             "rng": lambda: self.random.rng,
-            "batch_size": lambda: self.cfg.train.batch_size,
+            "gather": lambda: distribution.gather,
+            "batch_size": lambda: self.batch_size,
             "num_classes": lambda: self.num_classes,
             "image_size": lambda: self.image_size,
             "instances": lambda: self.instances,
@@ -82,21 +86,26 @@ class Parts:
         return (probes | others)[name]()
 
     @property
-    def stateful(self) -> dict[str, Any]:
-        """Random generators, whose states are part of a checkpoint."""
-        parts: dict[str, Any] = {}
-        if "latents" in self.wanted:
-            parts["latents"] = self.latents
-        if {"rng", "augment"} & self.wanted:
-            parts["rng"] = self.random
-        return parts
+    def stateful(self) -> dict[str, RandomState]:
+        """Random generators that all processes share, whose states are part of a checkpoint."""
+        return {"latents": self.latents} if "latents" in self.wanted else {}
+
+    @property
+    def private(self) -> dict[str, RandomState]:
+        """And those that each process has for itself."""
+        return {"rng": self.random} if {"rng", "augment"} & self.wanted else {}
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """The same, for whoever captures an iteration."""
-        return [part.rng for part in self.stateful.values()]
+        """All of them, for whoever captures an iteration."""
+        return [part.rng for part in [*self.stateful.values(), *self.private.values()]]
 
     # ------------------------------------------------------------------------------- networks
+
+    @property
+    def batch_size(self) -> int:
+        """Of this process."""
+        return int(self.cfg.train.batch_size) // distribution.world()
 
     @property
     def image_size(self) -> int:
@@ -173,11 +182,12 @@ class Parts:
 
     @cached_property
     def latents(self) -> Latents:
-        return Latents(self.cfg.generator.latent_dim, self.device, self.seed("latents"))
+        dim, seed = self.cfg.generator.latent_dim, self.seed("latents")
+        return Latents(dim, self.device, seed, distribution.rank(), distribution.world())
 
     @cached_property
     def random(self) -> RandomState:
-        return RandomState(self.device, self.seed("method's draws"))
+        return RandomState(self.device, self.seed("method's draws") + distribution.rank())
 
     @property
     def normalize(self) -> Callable[[Tensor], Tensor]:

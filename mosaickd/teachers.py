@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import nn
 
+from mosaickd.engine import distribution
 from mosaickd.errors import UserError
 from mosaickd.files import file_digest, read_json, write_atomically, write_json
 from mosaickd.models.weights import load_weights
@@ -34,9 +35,10 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
     """Make sure that a teacher is at `path`.
 
     missing: "train" or "error". train: trains one and returns the finished run's folder. Many
-    runs may ask for the same teacher at once: one trains, the others wait for it.
+    runs may ask for the same teacher at once: one trains, the others wait for it. Of several
+    processes that play a run together, all train.
     """
-    if path.exists():
+    if distribution.first(path.exists):
         return
     if missing == "error":
         raise UserError(
@@ -45,16 +47,21 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
+
+    def take() -> bool:
+        """Hold the lock, however long that takes. Is there still something to do?"""
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another run that is training %s", path)
+            lock.acquire()
+        return not path.exists()
+
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another run that is training %s", path)
-        lock.acquire()
-    try:
-        if path.exists():
-            return
-        log.info("no teacher at %s: training it first, once", path)
-        install(train(), path)
+        if distribution.first(take):
+            log.info("no teacher at %s: training it first, once", path)
+            folder = train()
+            distribution.first(lambda: install(folder, path))
     finally:
         lock.release()
 

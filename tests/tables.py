@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mosaickd.data.loader import Normalize, random_crop_and_flip
+from mosaickd.engine import distribution
 from mosaickd.engine.loop import Game
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
@@ -92,8 +93,9 @@ class Table:
         self.teacher, self.student = teacher_of(), Classifier()
         self.generator = Generator(image_size=SIZE, latent_dim=5, width=4)
         self.discriminator = PatchDiscriminator(image_size=SIZE, width=4, patch_size=4)
-        self.rng = torch.Generator().manual_seed(0)
-        self.latents = Latents(5, CPU, 0)
+        rank, world = distribution.rank(), distribution.world()
+        self.rng = torch.Generator().manual_seed(rank)
+        self.latents = Latents(5, CPU, 0, rank, world)
         self.normalize = Normalize(MEAN, STD)
         offered: dict[str, Any] = {
             "student": self.student,
@@ -104,7 +106,8 @@ class Table:
             "latents": self.latents,
             "augment": lambda images: random_crop_and_flip(images, 1, self.rng),
             "rng": self.rng,
-            "batch_size": BATCH,
+            "gather": distribution.gather,
+            "batch_size": BATCH // world,
             "num_classes": CLASSES,
             "image_size": SIZE,
             "instances": INSTANCES,

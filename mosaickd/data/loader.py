@@ -203,9 +203,22 @@ def check_batch_size(batch_size: int, count: int, name: str) -> None:
 
 
 class TestBatches(Resident):
-    """All images of a set once, in order: what `evaluate` iterates over."""
+    """All images of a set once, in order: what `evaluate` iterates over.
+
+    part, parts: of several processes, which one this is; each has every parts-th image.
+    """
 
     __test__ = False  # a name that pytest would collect
+
+    def __init__(self, data: ImageSet, *, part: int = 0, parts: int = 1, **settings: Any) -> None:
+        own = (
+            data
+            if parts == 1
+            else ImageSet(
+                data.images[part::parts].contiguous(), data.labels[part::parts], data.classes
+            )
+        )
+        super().__init__(own, **settings)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         pairs = zip(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
@@ -15,6 +17,58 @@ from mosaickd.files import write_atomically
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """state: tensors, numbers, texts, lists and dicts of these."""
     write_atomically(path, lambda file: torch.save(state, file))
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own: the loop waits for a copy in memory, not for
+    the disk. One at a time; the next waits for the one before it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Copy `state` as it is now, and have it written. Raises what the last writing raised."""
+        self.wait()
+        copied = snapshot(state)
+        done = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if done is not None:  # the copies out of the device are under way
+            done.record()
+
+        def write() -> None:
+            if done is not None:
+                done.synchronize()
+            save_checkpoint(self.path, copied)
+
+        self._writing = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk. Raises what writing it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def snapshot(state: Any) -> Any:
+    """A copy on the host that later steps don't change. CUDA tensors go to pinned memory without
+    waiting: synchronise before reading."""
+    if isinstance(state, Tensor):
+        if not state.is_cuda:
+            return state.clone()
+        pinned = torch.empty_like(state, device="cpu", pin_memory=True)
+        return pinned.copy_(state, non_blocking=True)
+    if isinstance(state, dict):
+        return {name: snapshot(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(snapshot(value) for value in state)
+    return state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -37,3 +91,22 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         f"{path} can't be read as a checkpoint ({reason}); delete it, or start the run anew "
         "with force=true"
     )
+
+
+class TorchRandom:
+    """PyTorch's own random numbers (dropout in a user's model), on the CPU and this CUDA device."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            states["cuda"] = torch.cuda.get_rng_state()
+        return states
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if torch.cuda.is_initialized() and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])
+
+    def reseed(self, step: int) -> None:
+        """Other numbers than the run began with, decided by its seed and `step`."""
+        torch.manual_seed((torch.initial_seed() + 1_000_003 * step) % 2**63)

@@ -13,10 +13,14 @@ from torch import nn
 from mosaickd.errors import UserError
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
+
+    local_rank: of several processes that play together, which of this machine's it is; each
+    takes a CUDA device of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -29,6 +33,18 @@ def choose_device(name: str) -> torch.device:
             raise UserError(f"device={name}: no CUDA device here; use device=auto or device=cpu")
         if (device.index or 0) >= count:
             raise UserError(f"device={name}: the devices here are cuda:0 to cuda:{count - 1}")
+        if local_rank is not None:
+            if device.index is not None:
+                raise UserError(
+                    f"device={name} is one device for several processes: leave it out, and choose "
+                    "with CUDA_VISIBLE_DEVICES"
+                )
+            if local_rank >= count:
+                raise UserError(
+                    f"there are more processes than the {count} CUDA devices here: torchrun "
+                    f"--nproc_per_node={count}, or device=cpu"
+                )
+            return torch.device("cuda", local_rank)
     return device
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mosaickd.engine import distribution
+
 
 class Accuracy(NamedTuple):
     """In percent. top5 is the best-of-all accuracy, 100, where there are five classes or fewer."""
@@ -27,8 +29,10 @@ def evaluate(
 ) -> Accuracy:
     """Accuracy of `model` in eval mode, which is left in the mode it was in.
 
-    batches: pairs of normalised images [B, 3, H, W] and labels [B]. check: called after each
-    batch; may raise to stop early. Draws no random numbers and moves no batch-norm statistics.
+    batches: pairs of normalised images [B, 3, H, W] and labels [B]; of several processes that
+    play together, each has its own part, and all get the accuracy on all images. check: called
+    after each batch; may raise to stop early. Draws no random numbers and moves no batch-norm
+    statistics.
     """
     training = model.training
     model.eval()
@@ -43,7 +47,8 @@ def evaluate(
             hits.append(torch.stack([correct[:, 0].sum(), correct.sum()]))
             count += len(labels)
             check()
-        top1, top5 = (100 * torch.stack(hits).sum(dim=0).double() / count).tolist()
-        return Accuracy(top1, top5)
+        own = torch.stack(hits).sum(dim=0).tolist() if hits else [0, 0]
+        top1, top5, count = distribution.total([*own, count])
+        return Accuracy(100 * top1 / count, 100 * top5 / count)
     finally:
         model.train(training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -52,10 +52,14 @@ class Interruption:
         finally:
             self._deferring = outer
 
-    def check(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
-        if self._received is not None:
-            raise Interrupted(self._received)
+    def check(self, agree: Callable[[int], int] = int) -> None:
+        """Raise `Interrupted` if a signal has come.
+
+        agree: of several processes that play together, what all of them make of the signal (or
+        0) that each has: they stop at the same step, or none does.
+        """
+        if received := agree(self._received or 0):
+            raise Interrupted(received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = number

@@ -3,6 +3,9 @@
 For each turn: forward under autocast (in the method), backward into that player's parameters
 only, optimizer step. Once an iteration the schedules advance. Around that: evaluation,
 checkpoints, logging and stopping on non-finite losses.
+
+Several processes may play together (`engine.distribution`): each the same iterations on its part
+of every batch. They evaluate together; the first one writes.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mosaickd.engine.checkpoint import load_checkpoint, save_checkpoint
+from mosaickd.engine import distribution
+from mosaickd.engine.checkpoint import CheckpointWriter, load_checkpoint
 from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.evaluate import Accuracy, evaluate
 from mosaickd.engine.interruption import Interrupted, Interruption
@@ -54,6 +58,7 @@ class Game:
         self.method = method
         self.players = players
         self.autocast = autocast
+        self.running = distribution.running_statistics([p.module for p in players.values()])
 
     def iterate(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
         """Play one iteration, then advance the schedules: once, however many turns there were."""
@@ -87,6 +92,7 @@ class Game:
             )
             if after_turn:
                 after_turn(turn.player)
+        distribution.average(self.running)
         return played
 
     def advance_schedules(self, played: list[Played]) -> None:
@@ -150,7 +156,8 @@ class Loop:
     tracker: Tracker
     progress: Progress
     interruption: Interruption
-    stateful: Mapping[str, Any]  # anything else with a state: noise generators
+    stateful: Mapping[str, Any]  # anything else with a state: noise that processes share
+    private: Mapping[str, Any]  # and random numbers that each process has for itself
     draw_samples: Callable[[Path], bool]  # draws the sample grids; False: nothing to draw
     on_best: Callable[[Progression], None]  # called when an evaluation was the best so far
     iterate: Callable[[], list[Played]]  # the game's next iteration, or its captured CUDA graph
@@ -158,6 +165,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.at = Progression()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.writer = CheckpointWriter(self.folder / "checkpoints" / "last.pt")
         self._pending: list[tuple[int, list[Played]]] = []
         self._flushed_at = time.perf_counter()
         self._started = time.perf_counter()
@@ -182,13 +190,14 @@ class Loop:
                     self.play()
                     if self.at.step % self.log_every == 0 or self.at.step == 1:
                         self.flush()
-                    self.interruption.check()
+                    self.interruption.check(distribution.highest)
                 self.checkpoint()
             except Interrupted:
                 self.checkpoint()
                 raise
             finally:
                 self.count_time()
+                self.writer.close()
         return self.at
 
     def due(self, every: int) -> bool:
@@ -216,7 +225,9 @@ class Loop:
             for name in turn.losses
         ]
         losses = [loss for _, played in self._pending for t in played for loss in t.losses.values()]
-        values = torch.stack([loss.float() for loss in losses]).tolist()
+        stacked = torch.stack([loss.float() for loss in losses])
+        distribution.average([stacked])
+        values = stacked.tolist()
         for (step, player, name, _), value in zip(terms, values, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLoss(player, f"loss {name!r} is {value} at step {step}")
@@ -241,7 +252,14 @@ class Loop:
         self.log(record)
         self.progress.show(means, seconds)
 
+    def check_alone(self) -> None:
+        """Stop in the middle of something, if no other process is in the middle of it too."""
+        if distribution.world() == 1:
+            self.interruption.check()
+
     def log(self, record: dict[str, Any]) -> None:
+        if not distribution.is_first():
+            return
         self.metrics.append({"step": self.at.step, **record})
         self.tracker.log(self.at.step, record)
 
@@ -252,19 +270,20 @@ class Loop:
                 self.student,
                 self.test,
                 autocast=self.game.autocast,
-                check=self.interruption.check,
+                check=self.check_alone,
             )
         accuracy = self.at.accuracy
         accuracy.update(last=round(result.top1, 4), top5_last=round(result.top5, 4))
         is_best = accuracy["best"] is None or accuracy["last"] > accuracy["best"]
         if is_best:
             accuracy.update(best=accuracy["last"], best_step=self.at.step)
-            self.on_best(self.at)
+            if distribution.is_first():
+                self.on_best(self.at)
         self.at.evaluated = self.at.step
         self.log({"accuracy": accuracy["last"], "top5": accuracy["top5_last"]})
         path = self.folder / "samples" / f"step{self.at.step:07d}.png"
         with torch.compiler.set_stance("force_eager"):
-            drawn = self.draw_samples(path)
+            drawn = distribution.is_first() and self.draw_samples(path)
         if drawn:
             self.tracker.image(self.at.step, "samples", path)
         self.progress.evaluated(self.at.step, Accuracy(result.top1, result.top5), accuracy["best"])
@@ -272,23 +291,24 @@ class Loop:
 
     # ------------------------------------------------------------------------------ checkpoints
 
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.folder / "checkpoints" / "last.pt"
-
     def checkpoint(self) -> None:
         """Everything that a resumed run needs to go on as if it had never stopped."""
         self.flush()  # a non-finite loss must stop the run before it reaches a checkpoint
         self.check_weights()
         self.count_time()
-        state = {
-            "progression": vars(self.at),
-            "game": self.game.state_dict(),
-            "loaders": self.dealer.state_dict(),
-            "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
-            "random": {"cpu": torch.get_rng_state(), "cuda": cuda_random_states()},
-        }
-        save_checkpoint(self.checkpoint_path, state)
+        own = {name: part.state_dict() for name, part in self.private.items()}
+        processes = distribution.gather_states(own)
+        if not distribution.is_first():
+            return
+        self.writer.save(
+            {
+                "progression": vars(self.at),
+                "game": self.game.state_dict(),
+                "loaders": self.dealer.state_dict(),
+                "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
+                "processes": processes,
+            }
+        )
 
     def count_time(self) -> None:
         now = time.perf_counter()
@@ -304,34 +324,46 @@ class Loop:
 
     def resume(self) -> None:
         """Go on from the folder's last checkpoint, if it has one."""
-        if not self.checkpoint_path.exists():
-            self.metrics.truncate(0)
+        path = self.writer.path
+        if not distribution.first(path.exists):
+            self.truncate_metrics()
             return
-        state = load_checkpoint(self.checkpoint_path)
+        state = load_checkpoint(path)
         try:
             self.game.load_state_dict(state["game"])
             self.dealer.load_state_dict(state["loaders"])
             for name, part in self.stateful.items():
                 part.load_state_dict(state["stateful"][name])
             self.at = Progression(**state["progression"])
-            torch.set_rng_state(state["random"]["cpu"])
-            if len(state["random"]["cuda"]) == len(cuda_random_states()):
-                torch.cuda.set_rng_state_all(state["random"]["cuda"])
-            else:
-                log.warning("another number of CUDA devices: PyTorch's own random numbers (dropout "
-                            "in your models) do not go on as they would have")  # fmt: skip
+            self.resume_private(state["processes"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(
-                f"{self.checkpoint_path} does not fit this run ({error}); "
+                f"{path} does not fit this run ({error}); "
                 "start anew with force=true, or choose another hydra.run.dir=FOLDER"
             ) from error
-        self.metrics.truncate(self.at.step)
+        self.truncate_metrics()
         log.info("resumed at step %d of %d", self.at.step, self.steps)
 
+    def resume_private(self, processes: list[dict[str, Any]]) -> None:
+        """Each process takes up its own random numbers, if they are as many as they were."""
+        before, now = len(processes), distribution.world()
+        if before == now:
+            for name, part in self.private.items():
+                part.load_state_dict(processes[distribution.rank()][name])
+            return
+        for part in self.private.values():
+            part.reseed(self.at.step)
+        log.warning(
+            "resumed by %d processes what %d began. The same: which images and which noise come, "
+            "learning rates, losses averaged over a batch. Not the same: batch norms, and losses "
+            "that compare the images of a batch, now see %d images at a time in place of %d; "
+            "random numbers of the method's own and of PyTorch (dropout) begin anew",
+            now, before, self.batch_size // now, self.batch_size // before,
+        )  # fmt: skip
 
-def cuda_random_states() -> list[Tensor]:
-    """Of every CUDA device, if this process uses CUDA at all."""
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    def truncate_metrics(self) -> None:
+        if distribution.is_first():
+            self.metrics.truncate(self.at.step)
 
 
 def peak_memory_mb(device: torch.device) -> float:

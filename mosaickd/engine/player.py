@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mosaickd.engine import distribution
+
 OptimizerFactory = Callable[..., Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
@@ -51,6 +53,7 @@ class Player:
             self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
         objective.backward(inputs=self.parameters)
+        distribution.average([p.grad for p in self.parameters if p.grad is not None])
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from mosaickd.engine import distribution
 from mosaickd.engine.evaluate import Accuracy
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and distribution.is_first()),
             transient=True,
         )
         self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")

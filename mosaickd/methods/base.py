@@ -87,8 +87,10 @@ class Method(ABC):
     - the functions `normalize` (images in [0, 1] -> as the networks want them), `latents`
       (n -> noise [n, latent_dim]) and `augment` (random crop and flip of a batch);
     - `rng`, a random generator on the device for draws of the method's own;
-    - the numbers `batch_size`, `num_classes`, `image_size`, `instances` (OOD images there are)
-      and `steps` (iterations of the run).
+    - `gather`, which puts the tensors [n, ...] of all processes that play together one after the
+      other, without gradients (of one process: what it was given);
+    - the numbers `batch_size` (of this process), `num_classes`, `image_size`, `instances` (OOD
+      images there are) and `steps` (iterations of the run).
 
     All other keywords are settings of its YAML.
     """
@@ -97,6 +99,8 @@ class Method(ABC):
     source: ClassVar[SourceName | None] = "ood"
     #: Whether all iterations are alike, so that one can be captured as a CUDA graph.
     uniform: ClassVar[bool] = True
+    #: Whether several processes can play it together, each on its part of every batch.
+    shareable: ClassVar[bool] = True
     #: Images wanted at every iteration, by name.
     streams: Mapping[str, Stream]
     #: The modules that learn, by the names that turns use.
@@ -162,18 +166,30 @@ class RandomState:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.rng.set_state(state["rng"])
 
+    def reseed(self, step: int) -> None:
+        """Other numbers than the run began with, decided by its seed and `step`."""
+        self.rng.manual_seed((self.rng.initial_seed() + 1_000_003 * step) % 2**63)
+
 
 class Latents(RandomState):
-    """Standard normal noise from a generator of its own."""
+    """Standard normal noise from a generator of its own.
 
-    def __init__(self, dim: int, device: torch.device, seed: int) -> None:
+    part, parts: of several processes that play together, which one this is. They draw the same
+    numbers for all of them, and each takes its own.
+    """
+
+    def __init__(
+        self, dim: int, device: torch.device, seed: int, part: int = 0, parts: int = 1
+    ) -> None:
         super().__init__(device, seed)
         self.dim = dim
         self.device = device
+        self.part, self.parts = part, parts
 
     def __call__(self, count: int) -> Tensor:
         """-> [count, dim]"""
-        return torch.randn(count, self.dim, device=self.device, generator=self.rng)
+        shape = (self.parts, count, self.dim)
+        return torch.randn(shape, device=self.device, generator=self.rng)[self.part]
 
 
 def lessons(

@@ -6,7 +6,7 @@ Tian, Krishnan & Isola, "Contrastive Representation Distillation", ICLR 2020.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class CRD(Method):
         student_embedding: Probe,
         teacher_embedding: Probe,
         rng: torch.Generator,
+        gather: Callable[[Tensor], Tensor],
         instances: int,
         contrast: NonNegative = 0.8,
         dim: Count = 128,
@@ -47,14 +48,15 @@ class CRD(Method):
         self.student_embedding = student_embedding
         self.teacher_embedding = teacher_embedding
         self.rng = rng
+        self.gather = gather
         self.instances = instances
         self.contrast = contrast
         self.negatives = negatives
         self.temperature = temperature
         self.project_student = nn.Linear(student_embedding.shapes[0][0], dim)
         self.project_teacher = nn.Linear(teacher_embedding.shapes[0][0], dim)
-        self.of_student = Memory(instances, dim, contrast_temperature, momentum)
-        self.of_teacher = Memory(instances, dim, contrast_temperature, momentum)
+        self.of_student = Memory(instances, dim, contrast_temperature, momentum, gather)
+        self.of_teacher = Memory(instances, dim, contrast_temperature, momentum, gather)
         self.players = {
             "student": nn.ModuleList(
                 [student, self.project_student, self.project_teacher,
@@ -84,8 +86,9 @@ class CRD(Method):
         # Each anchor is compared with what is remembered of the other network's embeddings.
         student_anchors = self.of_teacher.scores(ours, indices, others)
         teacher_anchors = self.of_student.scores(theirs, indices, others)
-        self.of_student.remember(ours, indices)
-        self.of_teacher.remember(theirs, indices)
+        indices = self.gather(indices)  # every process remembers what all have seen
+        self.of_student.remember(self.gather(ours), indices)
+        self.of_teacher.remember(self.gather(theirs), indices)
         return noise_contrast(*student_anchors, self.instances) + noise_contrast(
             *teacher_anchors, self.instances
         )
@@ -97,13 +100,21 @@ class Memory(nn.Module):
     vectors: Tensor
     total: Tensor
 
-    def __init__(self, instances: int, dim: int, temperature: float, momentum: float) -> None:
+    def __init__(
+        self,
+        instances: int,
+        dim: int,
+        temperature: float,
+        momentum: float,
+        gather: Callable[[Tensor], Tensor],
+    ) -> None:
         super().__init__()
         bound = math.sqrt(3 / dim)  # entries as if uniform vectors had length 1
         self.register_buffer("vectors", torch.empty(instances, dim).uniform_(-bound, bound))
         self.register_buffer("total", torch.tensor(-1.0))
         self.temperature = temperature
         self.momentum = momentum
+        self.gather = gather
 
     def scores(self, anchors: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """exp(similarity / temperature) / total. anchors: [B, D]; own: [B] and others: [B, K]
@@ -116,7 +127,7 @@ class Memory(nn.Module):
             similarity = dot_products(anchors[:, None], self.vectors[chosen])[:, 0]
         scores = (similarity / self.temperature).exp()
         with torch.no_grad():
-            estimate = scores.mean() * len(self.vectors)
+            estimate = self.gather(scores.mean()[None]).mean() * len(self.vectors)
             self.total.copy_(torch.where(self.total < 0, estimate, self.total))
         scores = scores / self.total.clone()
         return scores[:, 0], scores[:, 1:]

@@ -42,6 +42,7 @@ class DeepInversion(Method):
 
     source: ClassVar[SourceName | None] = None
     uniform: ClassVar[bool] = False
+    shareable: ClassVar[bool] = False  # the images that it optimises belong to one process
 
     def __init__(
         self,

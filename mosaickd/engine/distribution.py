@@ -1,0 +1,306 @@
+"""One run played by several processes, as torchrun starts them: what they share and agree on.
+
+Every process plays the whole game on its part of each batch. All of them draw the same random
+numbers for the whole batch and take their part, so that together they see the images and the
+noise that a single process would; gradients are averaged turn by turn, and the first process
+alone writes. With one process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mosaickd.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+#: How long a message may take. Deaths are noticed sooner: a closed connection ends a message at
+#: once, and torchrun ends the others. Nothing that can take longer is waited for in a message.
+PATIENCE = timedelta(minutes=10)
+
+_store: dist.Store | None = None
+_turns = 0  # how often `first` was called
+
+
+class LostProcess(UserError):
+    """Another process of this run is gone. Told at once: torchrun may end this one any moment."""
+
+    told = True
+
+
+def begin() -> None:
+    """Meet the others, if torchrun started this process (RANK, WORLD_SIZE and so on are set)."""
+    global _store
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    store, rank, world = next(iter(dist.rendezvous("env://")))
+    both = torch.cuda.is_available() and dist.is_nccl_available()
+    with _messages():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if both else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=PATIENCE,
+        )
+    _store = dist.PrefixStore("mosaickd", store)
+    atexit.register(_end)
+
+
+def _end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world() -> int:
+    """How many processes play this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and talks."""
+    return rank() == 0
+
+
+def local_rank() -> int | None:
+    """Which of this machine's processes this is, from 0; None where there is only one."""
+    return int(os.environ["LOCAL_RANK"]) if world() > 1 else None
+
+
+def share_of(batch_size: int) -> slice:
+    """This process's part of a batch. Raises UserError where the batch doesn't divide."""
+    part, rest = divmod(batch_size, world())
+    if rest:
+        near = [n for n in (batch_size - rest, batch_size - rest + world()) if n]
+        raise UserError(
+            f"train.batch_size={batch_size} does not divide among {world()} processes: choose "
+            f"{' or '.join(map(str, near))}, or another --nproc_per_node"
+        )
+    return slice(rank() * part, (rank() + 1) * part)
+
+
+# ------------------------------------------------------------------------------------- messages
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises these, NCCL a kind of them
+        reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
+        lost = LostProcess(
+            f"another process of this run has ended or does not answer ({reason[:200]}). "
+            "The same command goes on from the last checkpoint"
+        )
+        log.error("process %d: %s", rank(), lost)
+        raise lost from error
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor]) -> None:
+    """Put the mean over all processes into each of `tensors`: one flat message for all of them,
+    whatever their number (as StyleGAN3 does it)."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    with _messages():
+        dist.all_reduce(flat)
+    flat /= world()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def total(numbers: Sequence[int]) -> list[int]:
+    """Each number's sum over all processes."""
+    if world() == 1:
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.int64)
+    with _messages():
+        dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def highest(number: int) -> int:
+    """The largest of the numbers that the processes have."""
+    if world() == 1:
+        return number
+    largest = torch.tensor(number)
+    with _messages():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+@torch.no_grad()
+def gather(tensor: Tensor) -> Tensor:
+    """All processes' tensors [n, ...], one after the other. -> [world * n, ...], no gradient."""
+    if world() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world())]
+    with _messages():
+        dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each process has to remember, in their order."""
+    if world() == 1:
+        return [state]
+    states: list[Any] = [None] * world()
+    with _messages():
+        dist.all_gather_object(states, state)
+    return states
+
+
+def same(*tensors: Tensor) -> None:
+    """Fill each of the tensors with what the first process has in it."""
+    if world() > 1:
+        for tensor in tensors:
+            with _messages():
+                dist.broadcast(tensor, 0)
+
+
+# --------------------------------------------------------------- what only the first process does
+
+
+def first(work: Callable[[], Result]) -> Result:
+    """Only the first process does `work`; all return what it came to, or raise what it raised.
+
+    The others look for the outcome from time to time, for as long as it takes: work may be
+    training a teacher. What it returns has to be picklable.
+    """
+    global _turns
+    if _store is None:
+        return work()
+    _turns += 1
+    key = f"first-{_turns}"
+    if is_first():
+        try:
+            outcome: tuple[bool, Any] = True, work()
+        except BaseException as error:
+            reason = error if isinstance(error, UserError) else UserError(f"stopped: {error}")
+            _store.set(key, pickle.dumps((False, reason)).hex())
+            raise
+        _store.set(key, pickle.dumps(outcome).hex())
+    else:
+        with _messages():
+            while not _store.check([key]):  # not `wait`: a signal would have to wait with it
+                time.sleep(0.02)
+            outcome = pickle.loads(bytes.fromhex(_store.get(key).decode()))
+        if not outcome[0]:
+            outcome[1].told = True
+            raise outcome[1]
+    result: Result = outcome[1]
+    return result
+
+
+@contextmanager
+def first_holds(lock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Hold a lock that belongs to all processes: the first one takes it and gives it back."""
+    with ExitStack() as held:
+        first(lambda: held.enter_context(lock()))
+        yield
+
+
+def in_order(work: Callable[[], Result]) -> Result:
+    """The first process does `work`, then the others do, and find what it left on the disk."""
+    if world() == 1:
+        return work()
+    found: list[Result] = []
+    first(lambda: found.append(work()))
+    return found[0] if found else work()
+
+
+# ------------------------------------------------------------------------------------ batch norm
+
+
+def running_statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """What the modules' batch norms remember. Its mean over the processes is what a batch norm
+    would remember whose statistics were averaged at every step: remembering is linear."""
+    found = []
+    for module in modules:
+        for norm in module.modules():
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+                assert norm.running_var is not None
+                found += [norm.running_mean, norm.running_var]
+    return found
+
+
+def synchronize_batch_norms(module: nn.Module) -> None:
+    """Let all batch norms in `module` normalise by the whole batch, not by this process's part.
+
+    In place, so that hooks, names and whoever holds these modules are not disturbed.
+    """
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, SynchronizedBatchNorm):
+            norm.__class__ = SynchronizedBatchNorm
+
+
+class SynchronizedBatchNorm(_BatchNorm):
+    """Batch norm by the statistics of all processes' images. torch's own does this on CUDA only.
+
+    Every process has the same number of images; differentiable, also through the statistics.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None: ...
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(input)
+        x = input.float()
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        var, mean = torch.var_mean(x, dim=others, correction=0)
+        means, variances = _Gather.apply(torch.stack([mean, var])).unbind(1)
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        self._remember(mean.detach(), var.detach(), x.numel() // x.shape[1] * world())
+        shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
+        scale = (var + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.weight is not None:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
+
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(var * (count / (count - 1)), share)
+
+
+class _Gather(torch.autograd.Function):
+    """[...] -> [world, ...], all processes' tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor[None])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        with _messages():
+            dist.all_reduce(gradient)  # what every process wants of this one's part
+        return gradient[rank()]

@@ -1,0 +1,319 @@
+"""Several processes playing one game, as real processes that talk by gloo."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tables import BATCH, METHODS, Table
+from torch import Tensor, nn
+
+from mosaickd.data.loader import BalancedLoader, ResidentLoader, TestBatches
+from mosaickd.data.source import ImageSet
+from mosaickd.engine import distribution
+from mosaickd.engine.evaluate import evaluate
+from mosaickd.errors import UserError
+from mosaickd.methods.base import Batch, Images, Latents
+
+#: Those that several processes can play together, with settings for a small table.
+SHAREABLE: dict[str, dict[str, Any]] = {
+    **{name: {} for name in METHODS.keys() - {"deepinv"}},
+    "crd": {"negatives": 4},
+    "sskd": {"head_fraction": 0.5, "steps": 4},
+}
+
+
+Works = dict[str, Callable[[], Any]]
+
+
+def together(works: Works, folder: Path, count: int) -> dict[str, list[Any]]:
+    """What each of the works comes to in each of `count` processes of one group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, (count, port, works, folder, sys.path), count)  # type: ignore[no-untyped-call]
+    found = [pickle.loads((folder / f"{rank}").read_bytes()) for rank in range(count)]
+    return {name: [one[name] for one in found] for name in works}
+
+
+def _process(rank: int, count: int, port: int, works: Works, folder: Path, path: list[str]) -> None:
+    sys.path[:] = path
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    torch.set_num_threads(1)
+    distribution.begin()
+    found = {name: work() for name, work in works.items()}
+    (folder / f"{rank}").write_bytes(pickle.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    games: Works = {name: partial(play, name, 20, s) for name, s in SHAREABLE.items()}
+    norms: Works = {kind: partial(normalise, kind) for kind in NORMS}
+    return together(games | norms, tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    loaders: Works = {kind.__name__: partial(load, kind) for kind in LOADERS}
+    counts: Works = {f"{images} images": partial(count_images, images) for images in COUNTS}
+    works: Works = {"noise": noise, "agree": agree, "divide": divide, **loaders, **counts}
+    return together(works, tmp_path_factory.mktemp("three"), 3)
+
+
+# ----------------------------------------------------------------------------------- the game
+
+
+def play(name: str, iterations: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Play on this process's part of every batch; -> all that players have learned, and the
+    gradients of the first turn, before and after they were averaged."""
+    table = Table(name, **settings)
+    first = table.players[table.game.play(share_of(table.batch()))[0].player]
+    own: dict[int, Tensor] = {}
+    averaged: dict[int, Tensor] = {}
+
+    def keep(number: int, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        own.setdefault(number, parameter.grad.clone())
+
+    def keep_all(*_: Any) -> None:
+        for number, parameter in enumerate(first.parameters):
+            if parameter.grad is not None:
+                averaged.setdefault(number, parameter.grad.clone())
+
+    for number, parameter in enumerate(first.parameters):
+        parameter.register_post_accumulate_grad_hook(partial(keep, number))
+    first.optimizer.register_step_pre_hook(keep_all)
+    for seed in range(iterations):
+        table.game.iterate(share_of(table.batch(seed)))
+    state = {
+        f"{player}.{key}": value
+        for player, module in table.method.players.items()
+        for key, value in module.state_dict().items()
+    }
+    return {"state": state, "own": own, "averaged": averaged}
+
+
+def share_of(batch: Batch) -> Batch:
+    share = distribution.share_of(BATCH)
+    return {
+        name: [Images(*(part[share] for part in draw)) for draw in draws]
+        for name, draws in batch.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SHAREABLE))
+def test_all_processes_hold_the_same_after_20_iterations(
+    two: dict[str, list[Any]], name: str
+) -> None:
+    one, other = two[name]
+    assert one["state"].keys() == other["state"].keys()
+    for key, value in one["state"].items():
+        assert torch.equal(value, other["state"][key]), key
+    assert one["own"].keys() == one["averaged"].keys()
+    for number, mean in one["averaged"].items():
+        mine, theirs = one["own"][number], other["own"][number]
+        assert torch.equal(mean, (mine + theirs) / 2)
+        assert torch.equal(mean, other["averaged"][number])
+    differ = [n for n, mine in one["own"].items() if not torch.equal(mine, other["own"][n])]
+    assert differ, "each has images or noise of its own"
+
+
+LOADERS = [ResidentLoader, BalancedLoader]
+
+
+def load(kind: type[ResidentLoader]) -> list[Tensor]:
+    images = torch.arange(50, dtype=torch.uint8)[:, None, None, None].expand(50, 3, 8, 8)
+    data = ImageSet(images.contiguous(), torch.arange(50) % 5, list("abcde"))
+    loader = kind(
+        data, batch_size=12, mean=(0, 0, 0), std=(1, 1, 1), augment=True, seed=3,
+        device=torch.device("cpu"), share=distribution.share_of(12),
+    )  # fmt: skip
+    # 108 images: beyond the end of two permutations
+    return [part for _ in range(9) for part in next(loader)]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_together_they_see_the_images_that_one_alone_would(
+    three: dict[str, list[Any]], kind: type[ResidentLoader]
+) -> None:
+    """The same crops and flips too; so no image twice in a pass of all of them."""
+    alone = load(kind)
+    for number, parts in enumerate(zip(*three[kind.__name__], strict=True)):
+        assert torch.equal(torch.cat(parts), alone[number])
+        assert all(len(part) == 4 for part in parts)
+
+
+def noise() -> Tensor:
+    return Latents(7, torch.device("cpu"), 5, distribution.rank(), distribution.world())(
+        12 // distribution.world()
+    )
+
+
+def test_noise_differs_by_process_and_is_together_that_of_one(three: dict[str, list[Any]]) -> None:
+    alone = noise()
+    parts = three["noise"]
+    assert torch.equal(torch.cat(parts), alone)
+    assert not torch.equal(parts[0], parts[1])
+
+
+COUNTS = [1, 2, 7, 40, 41]
+
+
+def count_images(images: int) -> Any:
+    """An image's label is right, by this classifier, for every third."""
+    labels = torch.arange(images) % 3
+    data = ImageSet(torch.zeros(images, 3, 8, 8, dtype=torch.uint8), labels, list("abc"))
+    seen: list[int] = []
+
+    class First(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            seen.append(len(batch))
+            return torch.tensor([[1.0, 0.0, 0.0]]).repeat(len(batch), 1)
+
+    batches = TestBatches(
+        data, batch_size=4, mean=(0, 0, 0), std=(1, 1, 1), device=torch.device("cpu"),
+        part=distribution.rank(), parts=distribution.world(),
+    )  # fmt: skip
+    return evaluate(First(), batches), sum(seen)
+
+
+@pytest.mark.parametrize("images", COUNTS)
+def test_every_test_image_counts_once(three: dict[str, list[Any]], images: int) -> None:
+    """Also where they don't divide, or are fewer than processes."""
+    alone, _ = count_images(images)
+    results = three[f"{images} images"]
+    assert [accuracy for accuracy, _ in results] == [alone] * 3
+    assert sum(seen for _, seen in results) == images
+
+
+# ------------------------------------------------------------------------------------ batch norm
+
+NORMS = {
+    "plain": lambda: nn.BatchNorm2d(4),
+    "no weights": lambda: nn.BatchNorm2d(4, affine=False),
+    "mean of all": lambda: nn.BatchNorm2d(4, momentum=None),
+    "forgetful": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+}
+
+
+def normalise(kind: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    norm = NORMS[kind]()
+    if norm.affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    net = nn.Sequential(norm)
+    if distribution.world() > 1:
+        distribution.synchronize_batch_norms(net)
+    found = {}
+    for step in range(3):
+        share = distribution.share_of(6)
+        x = (torch.randn(6, 4, 5, 5) * 3 + step + 1)[share].requires_grad_()
+        target = torch.randn(6, 4, 5, 5)[share]
+        net.zero_grad()
+        y = net(x)
+        ((y - target) ** 2).sum().backward()
+        found |= {f"y{step}": y.detach(), f"x{step}": x.grad}  # type: ignore[dict-item]
+        for name, parameter in net.named_parameters():
+            found[f"{name}{step}"] = parameter.grad.clone()[None]  # type: ignore[union-attr]
+    net.eval()
+    found["eval"] = net(torch.ones(6, 4, 5, 5))[distribution.share_of(6)]
+    return found | {name: buffer[None].clone() for name, buffer in net.named_buffers()}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_synchronised_batch_norm_is_that_of_the_whole_batch(
+    two: dict[str, list[Any]], kind: str
+) -> None:
+    alone = normalise(kind)
+    one, other = two[kind]
+    assert alone.keys() == one.keys()
+    for name, whole in alone.items():
+        if name.startswith(("y", "x", "eval")):  # by image
+            found = torch.cat([one[name], other[name]])
+        elif name[-1].isdigit():  # gradients: each process has those of its own images
+            found = one[name] + other[name]
+        else:  # what is remembered: alike everywhere
+            assert torch.equal(one[name], other[name])
+            found = one[name]
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_what_batch_norms_remember_is_alike(two: dict[str, list[Any]]) -> None:
+    one, other = two["kd"]
+    means = [key for key in one["state"] if "running_mean" in key]
+    assert means
+    for key in means:
+        assert torch.equal(one["state"][key], other["state"][key])
+        assert one["state"][key].abs().sum() > 0
+
+
+# ------------------------------------------------------------------------------------ agreements
+
+
+def agree() -> dict[str, Any]:
+    rank = distribution.rank()
+    found: dict[str, Any] = {
+        "by": distribution.first(lambda: rank),
+        "highest": distribution.highest(15 if rank == 1 else 0),
+        "total": distribution.total([rank, 1]),
+        "gather": distribution.gather(torch.full((2, 3), rank)),
+        "states": distribution.gather_states({"rank": rank}),
+        "order": distribution.in_order(lambda: rank),
+    }
+    mine = torch.full((3,), float(rank))
+    distribution.same(mine)
+    found["same"] = mine
+    for failing in (distribution.first, distribution.in_order):
+        try:
+            failing(fail)
+        except UserError as error:
+            found[failing.__name__] = (str(error), error.told)
+    return found
+
+
+def fail() -> None:
+    raise UserError(f"process {distribution.rank()} can't")
+
+
+def test_what_they_agree_on(three: dict[str, list[Any]]) -> None:
+    for rank, found in enumerate(three["agree"]):
+        assert found["by"] == 0
+        assert found["highest"] == 15
+        assert found["total"] == [0 + 1 + 2, 3]
+        assert found["gather"].tolist() == [[0] * 3] * 2 + [[1] * 3] * 2 + [[2] * 3] * 2
+        assert found["states"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert found["order"] == rank
+        assert found["same"].tolist() == [0.0] * 3
+        assert found["first"] == ("process 0 can't", rank > 0)
+        assert found["in_order"] == ("process 0 can't", rank > 0)
+
+
+def test_a_batch_that_does_not_divide_is_refused(three: dict[str, list[Any]]) -> None:
+    for message in three["divide"]:
+        assert "train.batch_size=256 does not divide among 3 processes" in message
+        assert "choose 255 or 258" in message
+
+
+def divide() -> str:
+    with pytest.raises(UserError) as refused:
+        distribution.share_of(256)
+    return str(refused.value)
+
+
+def test_one_process_needs_no_group() -> None:
+    tensor = torch.ones(3)
+    distribution.average([tensor])
+    assert distribution.world() == 1
+    assert distribution.first(lambda: 4) == 4
+    assert distribution.gather(tensor) is tensor
