@@ -72,6 +72,10 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
+#: Settings of `train` that belong to a method, not to how things are computed and watched.
+RECIPE = ("epochs", "epoch_steps", "batch_size", "eval_every", "clip", "sync_batch_norm")
+
+
 def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None) -> DictConfig:
     """The run that trains `model` on this run's data set by that data set's own recipe."""
     scratch = compose("config", overrides=["method=scratch"])
@@ -82,7 +86,7 @@ def scratch_config(cfg: DictConfig, model: DictConfig, steps: int | None = None)
     scratch.tracker = cfg.tracker
     scratch.device = cfg.device
     for setting in cfg.train:  # how it computes and is watched; how long is the recipe's
-        if setting not in ("epochs", "epoch_steps", "batch_size", "eval_every", "clip"):
+        if setting not in RECIPE:
             scratch.train[setting] = cfg.train[setting]
     scratch.train.steps = steps
     return scratch

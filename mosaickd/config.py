@@ -173,19 +173,18 @@ def validate(cfg: DictConfig) -> None:
             "student.checkpoint has no effect: a student starts from random weights. "
             "teacher.checkpoint=FILE gives the teacher its weights"
         )
+    for player in cfg.train.sync_batch_norm:
+        if player not in (cfg.players or {}):
+            raise UserError(
+                f"train.sync_batch_norm names {player!r}, and method={cfg.method.name} has the "
+                f"players {', '.join(cfg.players or [])}"
+            )
     for player, node in (cfg.players or {}).items():
         if not OmegaConf.is_dict(node):
             raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
         for part in node:
-            if part == "sync_batch_norm":
-                if not isinstance(node[part], bool):
-                    raise UserError(
-                        f"players.{player}.{part} must be true or false, got {node[part]!r}"
-                    )
-                continue
             if part not in ("optimizer", "schedule"):
-                known_parts = ["optimizer", "schedule", "sync_batch_norm"]
-                raise UserError(unknown(f"players.{player}.{part}", known_parts))
+                raise UserError(unknown(f"players.{player}.{part}", ["optimizer", "schedule"]))
             check_node(node[part], f"players.{player}.{part}", part)
     check_node(cfg.tracker, "tracker", "tracker")
 

@@ -119,11 +119,7 @@ class Fit:
                 f"train.cuda_graph=true captures one iteration for all, and those of method="
                 f"{cfg.method.name} are not all alike: leave it out"
             )
-        if distribution.world() > 1 and not self.method.shareable:
-            raise UserError(
-                f"method={cfg.method.name} can't be played by several processes: run it without "
-                "torchrun (a sweep's cells can be shared by several devices)"
-            )
+        distribution.first(self.check_shareable)
         for player in self.method.players:
             if self.method.iterations(player, steps) == 0:
                 log.warning("a run of %d steps is too short for method=%s: the %s never has a turn",
@@ -192,6 +188,13 @@ class Fit:
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
             summary = {"accuracy": at.accuracy, "teacher_accuracy": result["teacher_accuracy"]}
             tracker.finish(status, summary)
+
+    def check_shareable(self) -> None:
+        if distribution.world() > 1 and not self.method.shareable:
+            raise UserError(
+                f"method={self.cfg.method.name} can't be played by several processes: run it "
+                "without torchrun (the cells of a sweep can share several devices)"
+            )
 
     # ------------------------------------------------------------------------------- the images
 

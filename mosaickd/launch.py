@@ -47,7 +47,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
         distribution.begin()
         if not distribution.is_first():
             leave_talking_to_the_first()
-        distribution.first(lambda: config.validate(cfg))
+        distribution.first(lambda: check(cfg))
         with interruption.handling(), distribution.first_holds(partial(owned, folder)):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
@@ -71,6 +71,12 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     if distribution.is_first():
         report.show_run(folder)
     return result
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise a UserError for what can't be meant, or can't be played by so many processes."""
+    config.validate(cfg)
+    distribution.share_of(cfg.train.batch_size)
 
 
 def leave_talking_to_the_first() -> None:

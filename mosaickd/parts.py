@@ -56,7 +56,7 @@ class Parts:
             self.method: Method = build(cfg.method, **supplied)
         for name, module in self.method.players.items():
             module.to(device)  # what the method has built itself
-            if cfg.players and cfg.players[name].get("sync_batch_norm"):
+            if name in cfg.train.sync_batch_norm:
                 distribution.synchronize_batch_norms(module)
 
     def supply(self, name: str) -> Any:

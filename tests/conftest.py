@@ -80,13 +80,17 @@ class Cli:
     started: list[Started] = field(default_factory=list)
 
     def start(
-        self, *arguments: str, env: Mapping[str, str] | None = None, script: str = "run.py"
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        script: str = "run.py",
+        command: list[str] | None = None,
     ) -> Started:
         number = len(self.started)
         out, err = self.logs / f"{number}.out", self.logs / f"{number}.err"
         with out.open("wb") as to_out, err.open("wb") as to_err:
             process = subprocess.Popen(
-                [sys.executable, str(REPO / script), *arguments],
+                command or [sys.executable, str(REPO / script), *arguments],
                 cwd=self.folder,
                 env=self.environment() | dict(env or {}),
                 stdin=subprocess.DEVNULL,

@@ -49,6 +49,9 @@ def begin() -> None:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     store, rank, world = next(iter(dist.rendezvous("env://")))
+    # The store may outlive the processes that torchrun restarts: what these say to each other,
+    # their addresses to begin with, is kept apart from what those said.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     both = torch.cuda.is_available() and dist.is_nccl_available()
     with _messages():
         dist.init_process_group(

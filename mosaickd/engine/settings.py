@@ -40,3 +40,5 @@ class TrainSettings:
     compile: bool = False
     cuda_graph: bool = False
     deterministic: bool = False
+    # Of several processes: whose batch norms see the whole batch, not one process's part of it.
+    sync_batch_norm: list[str] = field(default_factory=list)
