@@ -36,7 +36,7 @@ from mosaickd.data.subset import fingerprint, most_uncertain
 from mosaickd.engine import distribution
 from mosaickd.engine.checkpoint import TorchRandom
 from mosaickd.engine.dealer import Dealer
-from mosaickd.engine.device import autocast_for, choose_device, describe
+from mosaickd.engine.device import autocast_for, begin_compiling, choose_device, describe
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
@@ -87,8 +87,8 @@ class Fit:
         torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 means float32
         if self.device.type == "cuda":  # streams and graphs take the current device
             torch.cuda.set_device(self.device)
-        if cfg.train.compile:  # what earlier runs of a sweep compiled counts against a limit
-            torch.compiler.reset()
+        if cfg.train.compile:
+            begin_compiling()
         result["device"] = f"{describe(self.device)}, {self.precision}"
 
     def fit(self) -> None:

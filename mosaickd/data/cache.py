@@ -29,6 +29,7 @@ from mosaickd.files import write_atomically
 log = logging.getLogger(__name__)
 
 FOLDER = ".mosaickd"  # hidden: not a class of the images beside it
+CACHE_FROM = 5_000  # images: fewer are decoded at every start, in a second
 STAT_CHUNK = 1024  # files that a thread looks at in one go
 
 
@@ -70,7 +71,8 @@ def cached(
 def _places(root: Path) -> list[Path]:
     """Folders that may hold the caches of root, the preferred one first."""
     root = root.absolute()
-    places = [root / FOLDER]
+    # Where nobody may write, a superuser is not asked to either.
+    places = [root / FOLDER] if root.stat().st_mode & 0o222 else []
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home

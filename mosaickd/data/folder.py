@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 # "val" first: where a set has both, its test folder is often without labels (ImageNet).
 FOLDERS = {"train": ("train",), "test": ("val", "test")}
 CHUNK = 256  # images a thread decodes at a stretch
-CACHE_FROM = 20_000  # images: fewer are decoded at every start, in seconds
 VERSION = 1  # of the decoding: raise it when the pixels change, so that old caches are not read
 ADVICE = "set dataset.root= (or ood.root=) to a folder that holds train/<class>/*.png"
 
@@ -81,7 +80,7 @@ def read(*, root: Path, split: str, image_size: int) -> ImageSet:
         pixels.flush()
         return np.asarray(labels)
 
-    if len(files) >= CACHE_FROM:
+    if len(files) >= cache.CACHE_FROM:
         key = cache.fingerprint(folder, files, VERSION, image_size, classes)
         name = f"folder-{split}-{image_size}px"
         mapped = cache.cached(root, name, key, what=str(folder), make=make)

@@ -7,12 +7,16 @@ import json
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mosaickd.data import cache
 from mosaickd.data.folder import decode
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
@@ -21,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 IMAGE_COLUMNS = ("img", "image")
+VERSION = 1  # of the decoding: raise it when the pixels change, so that old caches are not read
 LABEL_COLUMNS = ("fine_label", "label")  # fine before coarse: CIFAR-100 has both
 
 
@@ -110,59 +115,94 @@ def read_split(
     """Read and decode these shards, in order. image_size None keeps the images' own common size.
 
     Class names come from the schema's `huggingface` metadata, else from a text label column, else
-    they are the numbers. Raises UserError naming the file (and row) that cannot be read.
+    they are the numbers. A large set is decoded once, into a cache beside it, and then mapped into
+    memory. Raises UserError naming the file (and row) that cannot be read.
     """
-    encoded: list[bytes | None] = []
     labels: list[Any] = []
     starts: list[tuple[int, Path]] = []
     names: list[str] | None = None
     for shard in shards:
-        starts.append((len(encoded), shard))
-        shard_images, shard_labels, names = _read_shard(shard, image_column, label_column)
-        encoded += shard_images
+        starts.append((len(labels), shard))
+        shard_labels, names = _read_labels(shard, image_column, label_column)
         labels += shard_labels
-    if not encoded:
+    if not labels:
         raise UserError(f"{shards[0]} has no rows; get the file again, or choose another root")
 
     def place(index: int) -> str:
         start, shard = next(item for item in reversed(starts) if item[0] <= index)
         return f"in row {index - start} of {shard}"
 
-    def content(index: int) -> bytes:
-        data = encoded[index]
-        if data is None:
-            raise ValueError("the row holds no bytes (only a path, or nothing)")
-        return data
-
     # Labels first: an unusable column is found before the long work.
     label_tensor, classes = _labels(labels, names, place)
-    images = decode(len(encoded), content, place, image_size, what=str(shards[0].parent))
-    return ImageSet(images, label_tensor, classes)
+    what = str(shards[0].parent)
+
+    def decoded() -> Tensor:
+        encoded = [image for shard in shards for image in _read_images(shard, image_column)]
+
+        def content(index: int) -> bytes:
+            data = encoded[index]
+            if data is None:
+                raise ValueError("the row holds no bytes (only a path, or nothing)")
+            return data
+
+        return decode(len(encoded), content, place, image_size, what=what)
+
+    def make(file: IO[bytes]) -> np.ndarray:
+        images = decoded()
+        cache.write_header(file, images.shape)
+        file.write(images.numpy().data)
+        return label_tensor.numpy()
+
+    if len(labels) >= cache.CACHE_FROM:
+        key = cache.fingerprint(
+            shards[0].parent, [str(shard) for shard in shards], VERSION, image_size, image_column
+        )
+        name = f"parquet-{shards[0].stem.split('-')[0]}-{image_size or 'own'}px"
+        found = cache.cached(shards[0].parent, name, key, what=what, make=make)
+        if found is not None:
+            return ImageSet(found[0], label_tensor, classes)
+    return ImageSet(decoded(), label_tensor, classes)
 
 
-def _read_shard(
-    shard: Path, image_column: str | None, label_column: str | None
-) -> tuple[list[bytes | None], list[Any], list[str] | None]:
-    """A shard's encoded images, its labels (0 without a label column), and its class names."""
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(shard) as file:
-            schema = file.schema_arrow
-            image_key = _column(shard, schema.names, image_column, IMAGE_COLUMNS)
-            label_key = _column(shard, schema.names, label_column, LABEL_COLUMNS)
-            if image_key is None:
-                raise UserError(
-                    f"{shard} has no image column: it has {', '.join(schema.names)}; set "
-                    "dataset.reader.image_column= (or ood.reader.image_column=) to the right one"
-                )
-            table = file.read(columns=[key for key in (image_key, label_key) if key])
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"cannot read {shard}: {error}; the file is damaged or incomplete: get it again"
         ) from error
 
+
+def _read_labels(
+    shard: Path, image_column: str | None, label_column: str | None
+) -> tuple[list[Any], list[str] | None]:
+    """A shard's labels (0 without a label column) and its class names. Has it images, too?"""
+    with _opened(shard) as file:
+        schema = file.schema_arrow
+        if _column(shard, schema.names, image_column, IMAGE_COLUMNS) is None:
+            raise UserError(
+                f"{shard} has no image column: it has {', '.join(schema.names)}; set "
+                "dataset.reader.image_column= (or ood.reader.image_column=) to the right one"
+            )
+        key = _column(shard, schema.names, label_column, LABEL_COLUMNS)
+        if key is None:
+            return [0] * file.metadata.num_rows, None
+        return file.read(columns=[key]).column(key).to_pylist(), _class_names(schema.metadata, key)
+
+
+def _read_images(shard: Path, image_column: str | None) -> list[bytes | None]:
+    """A shard's encoded images."""
+    import pyarrow as pa
+
+    with _opened(shard) as file:
+        schema = file.schema_arrow
+        image_key = _column(shard, schema.names, image_column, IMAGE_COLUMNS)
+        table = file.read(columns=[image_key])
     kind = schema.field(image_key).type
     encoded: list[bytes | None] = []
     for chunk in table.column(image_key).chunks:
@@ -175,9 +215,7 @@ def _read_shard(
                 "or a struct with a field `bytes`"
             )
         encoded += chunk.to_pylist()
-    if label_key is None:
-        return encoded, [0] * len(encoded), None
-    return encoded, table.column(label_key).to_pylist(), _class_names(schema.metadata, label_key)
+    return encoded
 
 
 def _column(

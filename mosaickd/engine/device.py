@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +68,15 @@ def autocast_for(
     if precision == "fp32":
         return precision, nullcontext
     return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def begin_compiling() -> None:
+    """Forget what earlier runs of this process compiled (it counts against a limit), and keep
+    what this one compiles for later ones: in $TORCHINDUCTOR_CACHE_DIR or else in the user's cache
+    folder, where it is found again after a reboot, and on all machines that share a home."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mosaickd"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    torch.compiler.reset()  # takes the first look at that variable
 
 
 def compile_network(network: nn.Module, *, frozen: bool) -> None:

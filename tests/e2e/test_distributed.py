@@ -179,5 +179,5 @@ def test_two_processes_learn_what_one_learns(cli: Cli, tiny: Tiny) -> None:
     cli(*own, "hydra.run.dir=one")
     done(torchrun(cli, *own, "hydra.run.dir=two"))
     one, two = (read_json(cli.folder / n / "result.json")["accuracy"] for n in ("one", "two"))
-    assert one["last"] > 70, "chance is 4"
-    assert two["last"] == pytest.approx(one["last"], abs=8)
+    assert one["last"] > 50, "chance is 4"
+    assert two["last"] == pytest.approx(one["last"], abs=10)

@@ -149,7 +149,7 @@ def test_an_error_of_the_maker_leaves_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Six images in two classes, and folders count as large from six images on."""
-    monkeypatch.setattr(folder, "CACHE_FROM", 6)
+    monkeypatch.setattr(cache, "CACHE_FROM", 6)
     root = tmp_path / "images"
     for index in range(6):
         save(root / "train" / "ab"[index % 2] / f"{index}.png", index)
@@ -218,7 +218,7 @@ def test_without_room_for_a_cache_the_images_are_decoded_into_memory(
 
 
 def read_in_a_process(root: Path) -> None:
-    folder.CACHE_FROM = 6
+    cache.CACHE_FROM = 6
     assert read(root).images[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from mosaickd.data import parquet
+from mosaickd.data import cache, parquet
 from mosaickd.errors import UserError
 
 
@@ -148,3 +149,40 @@ def test_two_sets_under_one_root_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="several folders"):
         parquet.read(root=tmp_path, split="train", image_size=8)
     assert len(parquet.read(root=tmp_path / "full", split="train", image_size=8)) == 1
+
+
+def test_a_large_set_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CACHE_FROM", 6)
+    images = pixels(7)
+    write(tmp_path / "train.parquet", [png(image) for image in images], label=list(range(7)))
+    first = parquet.read_split([tmp_path / "train.parquet"])
+    assert list((tmp_path / ".mosaickd").glob("parquet-train-*.npy"))
+    decode = parquet.decode
+    monkeypatch.setattr(parquet, "decode", None)  # not called again
+    again = parquet.read_split([tmp_path / "train.parquet"])
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, first.labels)
+    assert again.classes == first.classes
+
+    monkeypatch.setattr(parquet, "decode", decode)
+    write(
+        tmp_path / "train.parquet", [png(255 - image) for image in images], label=list(range(7))
+    )  # another set of that name
+    changed = parquet.read_split([tmp_path / "train.parquet"])
+    assert torch.equal(changed.images, 255 - first.images)
+
+
+def test_a_folder_that_nobody_may_write_gets_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even from a superuser, who could."""
+    monkeypatch.setattr(cache, "CACHE_FROM", 6)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    root = tmp_path / "set"
+    root.mkdir()
+    write(root / "train.parquet", [png(image) for image in pixels(7)], label=list(range(7)))
+    root.chmod(0o555)
+    parquet.read_split([root / "train.parquet"])
+    root.chmod(0o755)
+    assert not (root / ".mosaickd").exists()
+    assert list((tmp_path / "home").rglob("parquet-train-*.npy"))
