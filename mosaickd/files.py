@@ -61,6 +61,14 @@ def file_digest(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def user_cache() -> Path:
+    """Where this user's programs keep what can be made again: $XDG_CACHE_HOME, else ~/.cache.
+
+    Raises RuntimeError for a user without a home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mosaickd"
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed `write_atomically` left below `folder`. Only its owner may."""
     for path in folder.rglob(".*.tmp"):

@@ -49,7 +49,7 @@ from mosaickd.errors import UserError
 from mosaickd.files import owned
 from mosaickd.losses import entropy
 from mosaickd.methods.base import Latents, SourceName
-from mosaickd.models.weights import save_weights
+from mosaickd.models.weights import save_weights, weights_digest
 from mosaickd.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -264,9 +264,7 @@ class Fit:
         count, source = self.count_of("ood"), self.sources["ood"]
         dataset = self.sources["dataset"]
         chosen_by = hashlib.sha256(f"{dataset.mean} {dataset.std}".encode())
-        for name, value in teacher.state_dict().items():
-            chosen_by.update(name.encode())
-            chosen_by.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        chosen_by.update(weights_digest(teacher).encode())
         chosen_by.update(fingerprint(images).encode())
         folder = Path(self.cfg.teachers_dir) / dataset.label / "subsets"
         name = f"{source.label}-{count}-by-{self.cfg.teacher.name}-{chosen_by.hexdigest()[:16]}"
@@ -397,11 +395,28 @@ class Fit:
         record = teachers.load(self.teacher, path)
         if recipe is not None and "recipe" in record:
             teachers.check_recipe(config.differences(record["recipe"], identity(recipe)), path)
-        with torch.compiler.set_stance("force_eager"):
-            accuracy = evaluate(self.teacher, self.test_batches, autocast=self.autocast).top1
+        accuracy = teachers.measured(self.teacher_in_use(), self.measure_teacher)
         log.info("teacher %s: %.2f %% on %s", path, accuracy, cfg.dataset.name)
         teachers.check_accuracy(accuracy, record, path)
         return round(accuracy, 4)
+
+    def measure_teacher(self) -> float:
+        """Top-1 on the test images."""
+        assert self.teacher is not None
+        with torch.compiler.set_stance("force_eager"):
+            return evaluate(self.teacher, self.test_batches, autocast=self.autocast).top1
+
+    def teacher_in_use(self) -> str:
+        """What its accuracy depends on: weights, images, arithmetic; and what the network's code
+        makes of them, by a look at some predictions."""
+        assert self.teacher is not None
+        images, _ = next(iter(self.test_batches))
+        with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
+            seen = self.teacher(images[:100]).argmax(dim=1)
+        dataset = self.sources["dataset"]
+        facts = (weights_digest(self.teacher), fingerprint(self.test), dataset.mean, dataset.std,
+                 self.result["device"], torch.__version__, seen.tolist())  # fmt: skip
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
     # ------------------------------------------------------------------------------ small things
 

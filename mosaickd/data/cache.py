@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mosaickd.data.pictures import in_threads
-from mosaickd.files import write_atomically
+from mosaickd.files import user_cache, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ def _places(root: Path) -> list[Path]:
     # Where nobody may write, a superuser is not asked to either.
     places = [root / FOLDER] if root.stat().st_mode & 0o222 else []
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        home = user_cache()
     except RuntimeError:  # a user without a home
         return places
     digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-    return [*places, home / "mosaickd" / f"{root.name}-{digest}"]
+    return [*places, home / f"{root.name}-{digest}"]
 
 
 def _write(path: Path, make: Callable[[IO[bytes]], np.ndarray]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from mosaickd.errors import UserError
+from mosaickd.files import user_cache
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -74,8 +74,8 @@ def begin_compiling() -> None:
     """Forget what earlier runs of this process compiled (it counts against a limit), and keep
     what this one compiles for later ones: in $TORCHINDUCTOR_CACHE_DIR or else in the user's cache
     folder, where it is found again after a reboot, and on all machines that share a home."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mosaickd"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    with suppress(RuntimeError):  # no home: torch has a place of its own for everyone
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache() / "compiled"))
     torch.compiler.reset()  # takes the first look at that variable
 
 

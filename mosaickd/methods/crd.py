@@ -106,7 +106,7 @@ class Memory(nn.Module):
         dim: int,
         temperature: float,
         momentum: float,
-        gather: Callable[[Tensor], Tensor],
+        gather: Callable[[Tensor], Tensor] = lambda own: own,
     ) -> None:
         super().__init__()
         bound = math.sqrt(3 / dim)  # entries as if uniform vectors had length 1

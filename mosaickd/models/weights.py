@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -75,6 +76,15 @@ def load_weights(
     own_key = dict(zip(expected, own_keys, strict=True))  # a compiled model's have a prefix
     model.load_state_dict({own_key[key]: tensor for key, tensor in weights.items()})
     return record
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256, in hex, of all that a module remembers, by name."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_weights(
