@@ -25,6 +25,7 @@ from mosaickd.engine.loop import Progression
 from mosaickd.errors import UserError
 from mosaickd.files import InUse, owned, read_json, remove_temporaries, write_json
 from mosaickd.fit import Fit
+from mosaickd.parallel import share_of_machine
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     interruption = Interruption()
     try:
         config.validate(cfg)
-        with interruption.handling(), owned(folder):
+        with interruption.handling(), owned(folder), share_of_machine(cfg):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
     except InUse as error:

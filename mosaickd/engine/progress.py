@@ -22,6 +22,9 @@ Item = TypeVar("Item")
 #: All that a person sees goes through one console, so that lines and the bar don't collide.
 console = Console(highlight=False)
 
+#: False: lines instead of bars also in a terminal.
+bars = True
+
 
 class ConsoleHandler(logging.Handler):
     """Prints log messages above the progress bar, except those logged with `console` False.
@@ -39,8 +42,11 @@ class ConsoleHandler(logging.Handler):
 
 def track(items: Sequence[Item], what: str) -> Iterable[Item]:
     """The items, with a bar where someone is watching."""
-    disable = not console.is_terminal
-    return progress.track(items, what, console=console, transient=True, disable=disable)
+    return progress.track(items, what, console=console, transient=True, disable=not _watched())
+
+
+def _watched() -> bool:
+    return bars and console.is_terminal
 
 
 class Bar(progress.Progress):
@@ -70,7 +76,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not _watched(),
             transient=True,
         )
         self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")
