@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ GROUPS = {
     **{name: SWEEPS / name for name in ("sweep", "pair", "ablation")},
     **{"teacher": CONF / "model", "student": CONF / "model", "ood": CONF / "dataset"},
 }
+
+#: Launchers that plugins bring: of which package, and the extra that installs it.
+PLUGINS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
+
+#: What joblib and submitit raise when a process with a cell was killed, or ended by itself.
+LOST = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "FailedJobError"}
 
 
 def run_command(main: Callable[[], Any]) -> None:
@@ -58,6 +70,11 @@ def run_command(main: Callable[[], Any]) -> None:
         _fail(str(error), 1)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, sys.argv[1:]), 2)
+    except RuntimeError as error:
+        if type(error).__name__ not in LOST:
+            raise
+        said = " ".join(str(error).partition("\n---")[0].split())  # no traceback
+        _fail(f"a process of the sweep ended early; the same command goes on. {said}", 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         _fail(
@@ -99,6 +116,13 @@ def explain(error: Exception, arguments: list[str]) -> str:
             continue
         key, _, value = argument.lstrip("+~").partition("=")
         key = key.partition("@")[0]
+        if key == "hydra/launcher" and (missing := plugin_missing(value)):
+            return f"{argument}: {missing}"
+        if key.startswith("hydra.launcher.") and f"'{key}'" in str(error):
+            return (
+                f"{argument}: this launcher has no such setting; hydra/launcher=NAME chooses "
+                f"another: {', '.join(PLUGINS)}"
+            )
         if key in GROUPS:
             choices = choices_of(key)
             for choice in value.strip("[]'\"").split(","):
@@ -118,6 +142,18 @@ def explain(error: Exception, arguments: list[str]) -> str:
                 )
     cause = f" ({error.__cause__})" if error.__cause__ else ""
     return " ".join(f"{error}{cause}".split())
+
+
+def plugin_missing(launcher: str) -> str | None:
+    """What to do about a launcher that isn't there; None where it is, or is the user's own."""
+    if launcher in PLUGINS:
+        package, extra = PLUGINS[launcher]
+        if find_spec("hydra_plugins") and find_spec(package):
+            return None
+        return f'needs the plugin, pip install "mosaickd[{extra}]"'
+    if close := nearest(launcher, PLUGINS):
+        return f"there is no such launcher{close} They are {', '.join(PLUGINS)}"
+    return None
 
 
 def choices_of(group: str) -> list[str]:

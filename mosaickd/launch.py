@@ -27,6 +27,7 @@ from mosaickd.engine.loop import Progression
 from mosaickd.errors import UserError
 from mosaickd.files import InUse, owned, read_json, remove_temporaries, write_json
 from mosaickd.fit import Fit
+from mosaickd.parallel import share_of_machine
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
         if not distribution.is_first():
             leave_talking_to_the_first()
         distribution.first(lambda: check(cfg))
-        with interruption.handling(), distribution.first_holds(partial(owned, folder)):
+        owning = distribution.first_holds(partial(owned, folder))
+        with interruption.handling(), owning, share_of_machine(cfg):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
     except InUse as error:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: Taken only where someone else takes them: a cluster's launcher is told by one that time is up.
+OTHERS = ("SIGUSR1", "SIGUSR2")
+
 
 class Interrupted(BaseException):
     """The process was asked to stop. `exit_code` follows the shell's convention, 128 + signal.
@@ -16,32 +19,52 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        super().__init__(signal_number)  # what pickle calls the class with again
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.args[0]).name}"
 
 
 class Interruption:
     """Raises `Interrupted` at once, or, inside `deferred()`, at the next `check()`.
 
-    A second signal ends the process without further ado.
+    A second signal ends the process without further ado, unless a launcher started it: then that
+    one knows how long to wait.
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self._received: list[int] = []
         self._deferring = False
+        self._launched = False
 
     @contextmanager
     def handling(self) -> Iterator[Interruption]:
-        """Handle signals while the block runs. Off the main thread Python allows no handlers."""
+        """Handle signals while the block runs, then hand them to those who handled them before.
+
+        Off the main thread Python allows no handlers.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers: list[signal.Signals] = [signal.SIGINT, signal.SIGTERM]
+        numbers += [s for s in signal.Signals if s.name in OTHERS and _function(s)]
+        before = {int(n): function for n in numbers if (function := _function(n))}
+        blocked = _blocked()
+        self._launched = bool(before) or not blocked.isdisjoint(numbers)
+        previous = {number: signal.signal(number, self._receive) for number in numbers}
         try:
+            if blocked:  # what has come since the process was started comes now
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             yield self
         finally:
+            if blocked:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            for received in self._received:
+                if function := before.get(received):
+                    function(received, None)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -58,11 +81,29 @@ class Interruption:
         agree: of several processes that play together, what all of them make of the signal (or
         0) that each has: they stop at the same step, or none does.
         """
-        if received := agree(self._received or 0):
+        if received := agree(self._received[0] if self._received else 0):
             raise Interrupted(received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        signal.signal(number, signal.SIG_DFL)
+        repeated = bool(self._received)
+        if number not in self._received:
+            self._received.append(number)
+        if self._launched and repeated:
+            return
+        if not self._launched:
+            signal.signal(number, signal.SIG_DFL)
         if not self._deferring:
             raise Interrupted(number)
+
+
+def _blocked() -> set[int]:
+    """Signals that this process was started with the order not to hear."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return set()
+    return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+
+
+def _function(number: int) -> Callable[[int, FrameType | None], object] | None:
+    """What someone has asked Python to call for a signal, beyond Python's own."""
+    handler = signal.getsignal(number)
+    return handler if callable(handler) and handler is not signal.default_int_handler else None

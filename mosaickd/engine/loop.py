@@ -133,7 +133,11 @@ class NonFiniteLoss(UserError):
     """A loss became NaN or infinite: nothing after that step is worth keeping."""
 
     def __init__(self, player: str, what: str) -> None:
-        super().__init__(
+        super().__init__(player, what)  # what pickle calls the class with again
+
+    def __str__(self) -> str:
+        player, what = self.args
+        return (
             f"the {player}'s {what}; stopped. The last good checkpoint is kept. Try a smaller "
             f"learning rate (players.{player}.optimizer.lr), train.clip=1 or train.precision=fp32"
         )

@@ -23,6 +23,9 @@ Item = TypeVar("Item")
 #: All that a person sees goes through one console, so that lines and the bar don't collide.
 console = Console(highlight=False)
 
+#: False: lines instead of bars also in a terminal.
+bars = True
+
 
 class ConsoleHandler(logging.Handler):
     """Prints log messages above the progress bar, except those logged with `console` False.
@@ -40,8 +43,11 @@ class ConsoleHandler(logging.Handler):
 
 def track(items: Sequence[Item], what: str) -> Iterable[Item]:
     """The items, with a bar where someone is watching."""
-    disable = not console.is_terminal
-    return progress.track(items, what, console=console, transient=True, disable=disable)
+    return progress.track(items, what, console=console, transient=True, disable=not _watched())
+
+
+def _watched() -> bool:
+    return bars and console.is_terminal
 
 
 class Bar(progress.Progress):
@@ -71,7 +77,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            disable=not (console.is_terminal and distribution.is_first()),
+            disable=not (_watched() and distribution.is_first()),
             transient=True,
         )
         self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")

@@ -67,6 +67,24 @@ def test_what_does_not_compose_is_explained(
     assert not list(cli.folder.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("hydra/launcher=ray", 'needs the plugin, pip install "mosaickd[ray]"'),
+        ("hydra/launcher=jobblib", "did you mean joblib?"),
+        ("hydra.launcher.n_jobs=2", "hydra/launcher=NAME chooses another: joblib, "),
+    ],
+)
+def test_a_launcher_that_is_not_there_is_explained(
+    cli: Cli, no_torch: dict[str, str], argument: str, said: str
+) -> None:
+    outcome = cli("-m", argument, "seed=0,1", code=2, env=no_torch)
+    assert outcome.err.startswith(f"error: {argument}: ")
+    assert len(outcome.err.splitlines()) == 1
+    assert said in outcome.err
+    assert not list(cli.folder.iterdir())
+
+
 def test_a_slip_in_the_override_itself_names_it(cli: Cli, no_torch: dict[str, str]) -> None:
     outcome = cli("method=kd", "dataset.classes=[0,1", code=2, env=no_torch)
     assert "dataset.classes=[0,1" in outcome.err
