@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ class AtCheck(Interruption):
         super().__init__()
         self.left = number
 
-    def check(self) -> None:
+    def check(self, agree: Callable[[int], int] = int) -> None:
         self.left -= 1
         if self.left == 0:
             raise Interrupted(15)
