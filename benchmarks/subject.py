@@ -63,6 +63,13 @@ def resident_loader(
     )
 
 
+def now(device: torch.device) -> float:
+    """The clock, in seconds, once the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Subject:
     """Something that plays iterations, on the clock."""
 
@@ -81,9 +88,7 @@ class Subject:
             self.play()
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return now(self.device)
 
     def time(self, in_a_row: int) -> float:
         """Seconds of one iteration, of several that follow each other without waiting."""
@@ -153,9 +158,9 @@ class Ours(Subject):
 
             def after_turn(name: str, spent: dict[str, float] = spent) -> None:
                 nonlocal last
-                now = self.now()
-                spent[name] = spent.get(name, 0.0) + now - last
-                last = now
+                seen = self.now()
+                spent[name] = spent.get(name, 0.0) + seen - last
+                last = seen
 
             self.iterate(after_turn)
             for name, seconds in spent.items():
