@@ -153,6 +153,7 @@ class Session:
         return self.reference_row | {
             "seconds_per_iteration": seconds,
             "waited_seconds": waited,
+            "workers_settled": self.reference.loaders.settled,
             **speeds(self.cfg, seconds, self.work["reference"], self.peaks, self.reference),
         }
 
