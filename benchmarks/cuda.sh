@@ -11,7 +11,7 @@
 # not stop the others; the exit code is 1 if any did.
 #
 # Nothing is downloaded. If an import fails, the wheels in $WHEELS, benchmarks/wheels or wheels are
-# installed into a temporary folder. PYTHON names the interpreter (python3), BUDGET the seconds (540).
+# installed into a temporary folder. PYTHON names the interpreter (python3), BUDGET the seconds (510).
 set -uo pipefail
 
 usage() {
@@ -21,7 +21,8 @@ usage() {
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
 python="${PYTHON:-python3}"
-budget="${BUDGET:-540}"
+budget="${BUDGET:-510}"
+begun=$SECONDS
 rehearse=false
 out=""
 parts=()
@@ -99,7 +100,6 @@ fi
 
 # --------------------------------------------------------------------------------------- parts
 
-begun=$SECONDS
 failed=0
 
 # part NAME LIMIT COMMAND...: run it for at most LIMIT seconds, or those that are left.
@@ -155,14 +155,12 @@ cuda_tests() {
     return "$code"
 }
 
-export -f versions cuda_tests
-export python out rehearse
+export -f cuda_tests
+export python out
 
 if [[ " ${parts[*]} " == *" versions "* ]]; then
-    versions >> "$summary" 2>&1
-    code=$?
-    cat "$summary"
-    ((code == 0)) || { say "versions   FAILED"; failed=1; }
+    versions 2>&1 | tee -a "$summary"
+    ((PIPESTATUS[0] == 0)) || { say "versions   FAILED"; failed=1; }
 fi
 part step 120 "$python" -m benchmarks.step --reference-style --modes "${uncaptured[@]}" \
     "${quick[@]}" --json "$out/step.json" "${game[@]}"

@@ -42,7 +42,8 @@ def profile_mode(cfg: DictConfig, mode: str, images: ImageSet, iterations: int) 
     kernels = []
     for event in profiler.key_averages():
         is_kernel = event.device_type == DeviceType.CUDA
-        if is_kernel != on_cuda or getattr(event, "is_user_annotation", False):
+        is_else = event.key == "Context Sync" or getattr(event, "is_user_annotation", False)
+        if is_kernel != on_cuda or is_else:
             continue
         spent = event.self_device_time_total if on_cuda else event.self_cpu_time_total
         kernels.append((spent / 1e6 / iterations, event.count / iterations, event.key))
