@@ -1,7 +1,7 @@
-"""Time whole iterations on resident data.
+"""Time whole iterations: images, all turns, optimizer steps.
 
     python -m benchmarks.step method=mosaic teacher=wrn40_2 student=wrn16_1 train.batch_size=32
-    python -m benchmarks.step --reference-style --modes eager compiled -- method=kd
+    python -m benchmarks.step --reference-style --modes eager compiled method=kd
 
 Everything that `python run.py` would be told may be given. Weights are untrained and images are
 noise: neither changes the time of an iteration. Prints one table and, last, one JSON line: the
@@ -11,169 +11,248 @@ fastest mode, and all of them under "modes".
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
+import sys
+import traceback
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.table import Table
 
-from benchmarks.reference_style import reference_iteration
-from mosaickd import config
-from mosaickd.build import build_players
+from benchmarks.harness import choose, compose_config, finish, number, parse, parser
+from benchmarks.reference_loader import WORKERS, worker_activity
+from benchmarks.roofline import Peaks, Work, measure_peaks, work_of
+from benchmarks.subject import MODES, Memory, Ours, Reference, Subject, random_images, release
 from mosaickd.command_line import run_command
-from mosaickd.config import CONF, register
-from mosaickd.engine.device import autocast_for, choose_device, describe
-from mosaickd.engine.graph import CapturedGame
-from mosaickd.engine.loop import Game
-from mosaickd.launch import versions
-from mosaickd.methods.base import Batch, Images
-from mosaickd.parts import Parts
-from mosaickd.report import console
-
-STEPS = 10_000  # of the run that an iteration is thought to belong to
-INSTANCES = 50_000  # images of the set that its batch is thought to come from
+from mosaickd.data.source import ImageSet
+from mosaickd.engine.device import choose_device, describe
+from mosaickd.errors import UserError
 
 
-class Bench:
-    """The parts of one config on random images, built as the launcher builds them."""
+class Session:
+    """All that is timed in one process: modes of ours and, in turn with each, the reference."""
 
-    def __init__(self, cfg: DictConfig, mode: str, classes: int) -> None:
-        self.cfg = cfg = cfg.copy()
-        self.mode = mode
+    def __init__(self, cfg: DictConfig, arguments: argparse.Namespace) -> None:
+        self.cfg = cfg
         self.device = choose_device(cfg.device)
-        reference = mode == "reference"
-        precision = "fp32" if reference else cfg.train.precision
-        self.channels_last = cfg.train.channels_last and not reference
-        torch.backends.cudnn.benchmark = True
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        self.precision, autocast = autocast_for(self.device, precision)
-        cfg.train.channels_last = self.channels_last
-        cfg.train.compile = mode == "compiled"
-        parts = Parts(
-            cfg, device=self.device, num_classes=classes, instances=INSTANCES, steps=STEPS
-        )
-        self.method = parts.method
-        self.batch = self.build_batch()
-        self.turns: dict[str, float] = {}
-        self.last = 0.0
-        self.iterate: Callable[[Batch], Any]
-        self.game: Game | None = None
-        if reference:
-            self.iterate = reference_iteration(self.method)
-            return
-        cfg.train.cuda_graph = mode == "graph"
-        players = build_players(cfg, self.method, steps=STEPS)
-        game = Game(self.method, players, autocast)
-        game.train()
-        if mode == "graph":
-            self.iterate = CapturedGame(game, parts.generators)
-        else:
-            self.iterate = game.iterate
-            self.game = game
+        self.images: ImageSet = random_images(cfg, arguments.images, arguments.classes, self.device)
+        on_cuda = self.device.type == "cuda"
+        self.iterations: int = arguments.iterations
+        self.warmup: int = arguments.warmup
+        # On a GPU the host runs ahead of the device; a look at the clock each iteration stops it.
+        self.in_a_row: int = arguments.in_a_row or (5 if on_cuda else 1)
+        # A reference that starts with full queues would not show how it waits for images. A CPU's
+        # iterations are so long that the queues are always full.
+        self.lead_in: int = 2 if on_cuda else 0
+        self.workers = WORKERS if arguments.reference_loader == "workers" else None
+        self.work: dict[str, Work] = {}  # by "ours" and "reference"
+        self.peaks = Peaks({}, 0.0)
+        self.reference: Reference | None = None
+        self.reference_row: dict[str, Any] = {}
+        try:
+            self.count(arguments.reference_style)
+            if arguments.reference_style:
+                self.prepare_reference()
+            self.rows = [self.measure(mode) for mode in arguments.modes]
+        finally:
+            if self.reference:
+                self.reference.close()
 
-    def build_batch(self) -> Batch:
-        """One draw of every stream, kept for all iterations: data loading is not timed."""
-        cfg, size = self.cfg, self.cfg.dataset.image_size
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+    # ------------------------------------------------------------------------------ the story
 
-        def draw() -> Images:
-            pixels = torch.randn(cfg.train.batch_size, 3, size, size, device=self.device)
-            labels = torch.zeros(len(pixels), dtype=torch.int64, device=self.device)
-            indices = torch.arange(len(pixels), device=self.device)
-            return Images(pixels.contiguous(memory_format=memory_format), labels, indices)
+    def count(self, with_reference: bool) -> None:
+        """What the iteration consists of, ours and the reference's, and what the machine can do."""
+        subjects: dict[str, Subject] = {"ours": Ours(self.cfg, "eager", self.images)}
+        if with_reference:
+            subjects["reference"] = Reference(self.cfg, self.images, None)
+        tallies = {name: subject.tally() for name, subject in subjects.items()}
+        precisions = {name: subject.precision for name, subject in subjects.items()}
+        subjects.clear()
+        release(self.device)
+        self.peaks = measure_peaks(self.device, sorted({*precisions.values()}))
+        for name, tally in tallies.items():
+            peak = self.peaks.flops[precisions[name]]
+            self.work[name] = work_of(tally, peak, self.peaks.bandwidth)
 
-        return {
-            name: [draw() for _ in range(stream.draws)]
-            for name, stream in self.method.streams.items()
+    def prepare_reference(self) -> None:
+        memory = Memory(self.device)
+        self.reference = Reference(self.cfg, self.images, self.workers)
+        self.reference.warm_up(max(1, self.warmup))
+        self.reference_row = {
+            "mode": "reference" if self.workers else "reference, no loaders",
+            "precision": self.reference.precision,
+            "loader": f"{WORKERS} workers a stream" if self.workers else "none",
+            "by_turn": {},
+            **memory.read(),
         }
 
-    # ------------------------------------------------------------------------------ the clock
+    def measure(self, mode: str) -> dict[str, Any]:
+        """One mode, beside the reference. A mode that fails is reported; the others go on."""
+        torch.compiler.reset()
+        release(self.device)
+        try:
+            return self.time_mode(mode)
+        except UserError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            return {"mode": mode, "error": f"{type(error).__name__}: {error}"}
 
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def after_turn(self, player: str) -> None:
-        now = self.now()
-        self.turns[player] = self.turns.get(player, 0.0) + now - self.last
-        self.last = now
-
-    def measure(self, iterations: int, warmup: int) -> dict[str, Any]:
-        """Median seconds of whole iterations; of the turns, the mean of as many more."""
-        for _ in range(warmup):
-            self.iterate(self.batch)
-        seconds = []
-        for _ in range(iterations):
-            start = self.now()
-            self.iterate(self.batch)
-            seconds.append(self.now() - start)
-        self.turns = {}
-        if self.game is not None:  # apart from the above: on CUDA each look at the clock waits
-            for _ in range(iterations):
-                self.last = self.now()
-                self.game.iterate(self.batch, self.after_turn)
-        return {
-            "mode": self.mode,
+    def time_mode(self, mode: str) -> dict[str, Any]:
+        memory = Memory(self.device)
+        ours = Ours(self.cfg, mode, self.images)
+        # A captured iteration needs three to get ready, one to be captured, and a first replay.
+        ours.warm_up(max(self.warmup, 5 if ours.captured else 1))
+        held = memory.read()
+        seconds, reference, waited, disturbed = [], [], 0.0, 0
+        for _ in range(self.iterations):
+            if self.reference:
+                self.reference.loaders.settle()
+            before = worker_activity().ticks
+            seconds.append(ours.time(self.in_a_row))
+            disturbed += worker_activity().ticks - before
+            if self.reference:
+                for _ in range(self.lead_in):
+                    self.reference.time(1)
+                already = self.reference.loaders.waited
+                reference.append(self.reference.time(self.in_a_row))
+                waited += self.reference.loaders.waited - already
+        if self.reference:
+            self.reference.loaders.settle()
+        row = {
+            "mode": mode,
+            "precision": ours.precision,
             "seconds_per_iteration": statistics.median(seconds),
             "fastest": min(seconds),
             "slowest": max(seconds),
-            "by_turn": {name: total / iterations for name, total in self.turns.items()},
-            "precision": self.precision,
+            "by_turn": ours.by_turn(self.iterations),
+            **held,
+            **speeds(self.cfg, statistics.median(seconds), self.work["ours"], self.peaks, ours),
+        }
+        if self.reference:
+            ratios = [theirs / own for own, theirs in zip(seconds, reference, strict=True)]
+            row |= {
+                "reference_style_seconds": statistics.median(reference),
+                "reference_waited_seconds": waited / (self.iterations * self.in_a_row),
+                "reference_workers_ticks_meanwhile": disturbed,
+                "ratio": statistics.median(ratios),
+                "ratio_lowest": min(ratios),
+                "ratio_highest": max(ratios),
+            }
+        else:
+            row |= {"reference_style_seconds": None, "ratio": None}
+        return row
+
+    def finish_reference(self) -> dict[str, Any]:
+        """The reference's row: the median of what it took beside each mode."""
+        assert self.reference
+        beside = [row for row in self.rows if "error" not in row]
+        seconds = statistics.median(row["reference_style_seconds"] for row in beside)
+        waited = statistics.median(row["reference_waited_seconds"] for row in beside)
+        return self.reference_row | {
+            "seconds_per_iteration": seconds,
+            "waited_seconds": waited,
+            "workers_settled": self.reference.loaders.settled,
+            **speeds(self.cfg, seconds, self.work["reference"], self.peaks, self.reference),
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled", "graph"])
-    parser.add_argument("--reference-style", action="store_true", help="time the reference's way")
-    parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2, help="besides compiling")
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("overrides", nargs="*", help="as given to run.py")
-    arguments = parser.parse_args()
+def speeds(
+    cfg: DictConfig, seconds: float, work: Work, peaks: Peaks, subject: Subject
+) -> dict[str, float]:
+    """What `seconds` an iteration come to."""
+    return {
+        "images_per_second": cfg.train.batch_size / seconds,
+        "flops_per_second": work.flops / seconds,
+        "share_of_peak": work.flops / seconds / peaks.flops[subject.precision],
+        "share_of_floor": work.fused_floor / seconds,
+        "share_of_eager_floor": work.floor / seconds,
+    }
 
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=arguments.overrides)
-    config.validate(cfg)
-    on_cuda = choose_device(cfg.device).type == "cuda"
-    default = ["eager", "compiled", "graph"] if on_cuda else ["eager", "compiled"]
-    modes = arguments.modes or default
-    rows = []
-    for mode in (["reference"] if arguments.reference_style else []) + modes:
-        torch.compiler.reset()
-        warmup = max(arguments.warmup, 5 if mode == "graph" else 1)
-        rows.append(Bench(cfg, mode, arguments.classes).measure(arguments.iterations, warmup))
-    reference = rows.pop(0) if arguments.reference_style else None
 
-    draws = cfg.train.batch_size
-    device = choose_device(cfg.device)
-    table = Table(title=f"{cfg.method.name}, {cfg.teacher.name} to {cfg.student.name}, "
-                        f"batch {draws}, {describe(device)}")  # fmt: skip
-    for column in ("way", "precision", "s/iteration", "images/s", "reference/this", "by turn"):
+# ------------------------------------------------------------------------------------ the table
+
+
+def table_of(
+    cfg: DictConfig, rows: list[dict[str, Any]], session: Session, arguments: argparse.Namespace
+) -> Table:
+    title = (
+        f"{cfg.method.name}, {cfg.teacher.name} to {cfg.student.name}, "
+        f"batch {cfg.train.batch_size}, {describe(session.device)}"
+    )
+    if arguments.reference_style:
+        title += f"; reference's loaders: {session.reference_row['loader']}"
+    table = Table(title=title)
+    columns = ["way", "precision", "s/iteration", "reference/this", "images/s", "TFLOP/s",
+               "of peak", "of floor", "memory MB", "by turn"]  # fmt: skip
+    if arguments.compared:
+        columns.insert(4, "baseline/this")
+    for column in columns:
         table.add_column(column)
-    for row in [*([reference] if reference else []), *rows]:
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["mode"], row["error"])
+            continue
         seconds = row["seconds_per_iteration"]
-        row["images_per_second"] = draws / seconds
-        base = reference["seconds_per_iteration"] if reference else None
-        row["reference_style_seconds"] = base
-        row["ratio"] = base / seconds if base else None
-        turns = "  ".join(f"{name} {value:.3f}" for name, value in row["by_turn"].items())
-        ratio = f"{row['ratio']:.2f}" if base else "-"
-        table.add_row(row["mode"], row["precision"], f"{seconds:.3f}",
-                      f"{draws / seconds:.0f}", ratio, turns)  # fmt: skip
-    console().print(table)
+        turns = "  ".join(f"{name} {value:.4f}" for name, value in row["by_turn"].items())
+        is_reference = row["mode"].startswith("reference")
+        if is_reference:
+            turns = f"waits for images {row['waited_seconds']:.4f}"
+        cells = [
+            row["mode"],
+            row["precision"],
+            f"{seconds:.4f}",
+            number(1.0 if is_reference else row["ratio"]),
+            f"{row['images_per_second']:.0f}",
+            number(row["flops_per_second"] / 1e12),
+            f"{row['share_of_peak']:.0%}",
+            f"{row['share_of_floor']:.0%}",
+            f"{row['memory_mb'] - row['memory_before_mb']:.0f}",
+            turns,
+        ]
+        if arguments.compared:
+            cells.insert(4, number(arguments.compared.ratio(row["mode"], seconds)))
+        table.add_row(*cells)
+    return table
+
+
+def main() -> None:
+    options = parser(__doc__.split("\n")[0])
+    options.add_argument("--modes", nargs="+", default=[], help=", ".join(MODES))
+    options.add_argument("--reference-style", action="store_true", help="time the reference's way")
+    options.add_argument("--reference-loader", choices=["workers", "none"], default="workers")
+    options.add_argument("--iterations", type=int, default=5, help="looks at the clock, each mode")
+    options.add_argument("--in-a-row", type=int, help="iterations a look; 1, on CUDA 5")
+    options.add_argument("--warmup", type=int, default=2, help="iterations before, each mode")
+    options.add_argument("--images", type=int, default=50_000, help="random ones, to draw from")
+    options.add_argument("--classes", type=int, default=100)
+    arguments = parse(options)
+    choose("--modes", arguments.modes, list(MODES))
+    cfg = compose_config(arguments.overrides)
+    on_cuda = choose_device(cfg.device).type == "cuda"
+    arguments.modes = arguments.modes or list(MODES)[: 4 if on_cuda else 2]
+    if not on_cuda and (graphs := [mode for mode in arguments.modes if "graph" in mode]):
+        raise UserError(f"--modes: {', '.join(graphs)} need a CUDA device; this one is the CPU")
+
+    session = Session(cfg, arguments)
+    rows = [row for row in session.rows if "error" not in row]
+    if not rows:
+        raise UserError("no mode could be timed; what went wrong is told above")
+    shown = list(session.rows)
+    details: dict[str, Any] = {}
+    if arguments.reference_style:
+        details["reference"] = session.finish_reference()
+        shown.insert(0, details["reference"])
+    details["work"] = {name: vars(work) for name, work in session.work.items()}
+    details["peaks"] = vars(session.peaks)
+    details["modes"] = {row["mode"]: row for row in session.rows}
     fastest = min(rows, key=lambda row: row["seconds_per_iteration"])
-    modes_by_name = {row["mode"]: row for row in rows}
-    where = {"device": describe(device), "versions": versions()}
-    print(json.dumps(fastest | where | {"modes": modes_by_name}))
+    measures = {row["mode"]: row["seconds_per_iteration"] for row in shown if "error" not in row}
+    finish(table_of(cfg, shown, session, arguments), "step", arguments, cfg, measures,
+           {**fastest, **details})  # fmt: skip
+    if len(rows) < len(session.rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
