@@ -30,7 +30,7 @@ from benchmarks.subject import Ours, now, random_images, resident_loader
 from mosaickd.command_line import run_command
 from mosaickd.data.loader import TestBatches
 from mosaickd.data.source import ImageSet
-from mosaickd.engine.checkpoint import save_checkpoint
+from mosaickd.engine.checkpoint import CheckpointWriter, save_checkpoint
 from mosaickd.engine.device import choose_device, describe
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.methods.base import Stream
@@ -152,7 +152,14 @@ def ways_of_writing() -> dict[str, Write]:
         save_checkpoint(path, state)
         return lambda: None
 
-    return {"checkpoint": at_once}
+    writers: dict[Path, CheckpointWriter] = {}
+
+    def in_a_thread(path: Path, state: dict[str, Any]) -> Callable[[], None]:
+        writer = writers.setdefault(path, CheckpointWriter(path))
+        writer.save(state)
+        return writer.wait
+
+    return {"checkpoint": at_once, "checkpoint in a thread": in_a_thread}
 
 
 def time_checkpoint(

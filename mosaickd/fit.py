@@ -36,7 +36,7 @@ from mosaickd.data.subset import fingerprint, most_uncertain
 from mosaickd.engine import distribution
 from mosaickd.engine.checkpoint import TorchRandom
 from mosaickd.engine.dealer import Dealer
-from mosaickd.engine.device import autocast_for, begin_compiling, choose_device, describe
+from mosaickd.engine.device import autocast_for, begin_compiling, choose_device, describe, eagerly
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
@@ -403,7 +403,7 @@ class Fit:
     def measure_teacher(self) -> float:
         """Top-1 on the test images."""
         assert self.teacher is not None
-        with torch.compiler.set_stance("force_eager"):
+        with eagerly():
             return evaluate(self.teacher, self.test_batches, autocast=self.autocast).top1
 
     def teacher_in_use(self) -> str:
@@ -411,7 +411,7 @@ class Fit:
         makes of them, by a look at some predictions."""
         assert self.teacher is not None
         images, _ = next(iter(self.test_batches))
-        with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), self.autocast(), eagerly():
             seen = self.teacher(images[:100]).argmax(dim=1)
         dataset = self.sources["dataset"]
         facts = (weights_digest(self.teacher), fingerprint(self.test), dataset.mean, dataset.std,

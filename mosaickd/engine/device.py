@@ -70,6 +70,12 @@ def autocast_for(
     return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def eagerly() -> AbstractContextManager[object]:
+    """Inside, compiled networks run as they are written: batches of other sizes than a run's are
+    not worth compiling for."""
+    return torch.compiler.set_stance("force_eager")
+
+
 def begin_compiling() -> None:
     """Forget what earlier runs of this process compiled (it counts against a limit), and keep
     what this one compiles for later ones: in $TORCHINDUCTOR_CACHE_DIR or else in the user's cache

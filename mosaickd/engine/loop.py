@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mosaickd.engine import distribution
 from mosaickd.engine.checkpoint import CheckpointWriter, load_checkpoint
 from mosaickd.engine.dealer import Dealer
+from mosaickd.engine.device import eagerly
 from mosaickd.engine.evaluate import Accuracy, evaluate
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.metrics import MetricsFile
@@ -269,7 +270,7 @@ class Loop:
 
     def evaluate(self) -> None:
         """Measure the student, draw the samples, remember the best."""
-        with torch.compiler.set_stance("force_eager"):  # a batch size or two more to compile for
+        with eagerly():
             result = evaluate(
                 self.student,
                 self.test,
@@ -286,7 +287,7 @@ class Loop:
         self.at.evaluated = self.at.step
         self.log({"accuracy": accuracy["last"], "top5": accuracy["top5_last"]})
         path = self.folder / "samples" / f"step{self.at.step:07d}.png"
-        with torch.compiler.set_stance("force_eager"):
+        with eagerly():
             drawn = distribution.is_first() and self.draw_samples(path)
         if drawn:
             self.tracker.image(self.at.step, "samples", path)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from mosaickd.engine.device import eagerly
 from mosaickd.engine.progress import track
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def predict(
     began = time.perf_counter()
     results = []
     for batch in track(images.split(batch_size), what):
-        with autocast(), torch.compiler.set_stance("force_eager"):
+        with autocast(), eagerly():
             logits = network(prepare(batch.to(device)))
         results.append(reduce(logits).cpu())
         check()

@@ -141,11 +141,11 @@ def modules_at(network: nn.Module, paths: Sequence[str], setting: str) -> dict[s
 
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Nothing inside moves batch-norm statistics, asks for gradients or compiles."""
+    """Nothing inside moves batch-norm statistics or asks for gradients."""
     training = network.training
     network.eval()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad():
             yield
     finally:
         network.train(training)
