@@ -30,11 +30,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Options and overrides in any order; an option's list ends at the first KEY=VALUE."""
+def parse(parser: argparse.ArgumentParser, whole: Sequence[str] = ()) -> argparse.Namespace:
+    """Options and overrides in any order; an option's list ends at the first KEY=VALUE, unless it
+    is one of `whole`."""
     arguments = parser.parse_intermixed_args()
     for name, values in vars(arguments).items():
-        if name != "overrides" and isinstance(values, list) and values:
+        if name not in ("overrides", *whole) and isinstance(values, list) and values:
             kept = [value for value in values if "=" not in str(value)]
             arguments.overrides += [value for value in values if "=" in str(value)]
             setattr(arguments, name, kept)

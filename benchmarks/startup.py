@@ -35,22 +35,27 @@ def main(overrides: list[str]) -> dict[str, float]:
     from benchmarks.harness import compose_config
     from mosaickd.build import build_players
     from mosaickd.engine.dealer import Dealer
+    from mosaickd.engine.game import Game
     from mosaickd.engine.interruption import Interruption
-    from mosaickd.engine.loop import Game
     from mosaickd.fit import Fit
+    from mosaickd.gallery import Gallery
     from mosaickd.parts import Parts
 
     cfg = timed("config", lambda: compose_config(overrides))
     nowhere = Path("nowhere")  # nothing is written
     fit = timed("settings", lambda: Fit(cfg, nowhere, Interruption(), None, {}, dict))
-    timed("images", fit.load_images)
+    gallery = timed(
+        "images",
+        lambda: Gallery(cfg, device=fit.device, autocast=fit.autocast, check=lambda: None),
+    )
+    fit.gallery = gallery
 
     def networks() -> Game:
         fit.parts = Parts(
             cfg,
             device=fit.device,
-            num_classes=len(fit.test.classes),
-            instances=fit.count_of("ood"),
+            num_classes=len(gallery.test.classes),
+            instances=gallery.count_of("ood"),
             steps=1,
         )
         fit.student, fit.teacher, fit.method = (
@@ -62,7 +67,10 @@ def main(overrides: list[str]) -> dict[str, float]:
 
     game = timed("networks", networks)
     timed("teacher's accuracy", lambda: fit.prepare_teacher(None))
-    dealer = timed("loaders", lambda: Dealer(fit.method.streams, fit.build_loaders()))
+    streams = fit.method.streams
+    dealer = timed(
+        "loaders", lambda: Dealer(streams, gallery.loaders(streams, fit.teacher, fit.seed))
+    )
     game.train()
     timed("first iteration", lambda: game.next_iteration(dealer))
     return stages

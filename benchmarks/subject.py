@@ -22,8 +22,8 @@ from mosaickd.data.loader import BalancedLoader, ResidentLoader
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import autocast_for, choose_device
+from mosaickd.engine.game import Game
 from mosaickd.engine.graph import CapturedGame
-from mosaickd.engine.loop import Game
 from mosaickd.methods.base import Stream
 from mosaickd.parts import Parts
 

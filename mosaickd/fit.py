@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from mosaickd import config, teachers
 from mosaickd.build import (
@@ -23,32 +22,24 @@ from mosaickd.build import (
     teacher_path,
     try_players,
 )
-from mosaickd.config import identity, images_of, plain
-from mosaickd.data.loader import (
-    BalancedLoader,
-    Normalize,
-    ResidentLoader,
-    TestBatches,
-    check_batch_size,
-)
-from mosaickd.data.source import ImageSet, Source
-from mosaickd.data.subset import fingerprint, most_uncertain
+from mosaickd.config import identity, plain
+from mosaickd.data.subset import fingerprint
 from mosaickd.engine import distribution
 from mosaickd.engine.checkpoint import TorchRandom
 from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import autocast_for, begin_compiling, choose_device, describe, eagerly
 from mosaickd.engine.evaluate import evaluate
+from mosaickd.engine.game import Game, Played
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.engine.loop import Game, Loop, Played, Progression
-from mosaickd.engine.predict import predict
+from mosaickd.engine.loop import Loop, Progression, peak_memory_mb
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
 from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.errors import UserError
 from mosaickd.files import owned
-from mosaickd.losses import entropy
-from mosaickd.methods.base import Latents, SourceName
+from mosaickd.gallery import Gallery
+from mosaickd.methods.base import Latents
 from mosaickd.models.weights import save_weights, weights_digest
 from mosaickd.parts import Parts
 
@@ -76,7 +67,6 @@ class Fit:
         self.group = group
         self.result = result
         self.device = choose_device(cfg.device, distribution.local_rank())
-        self.share = distribution.share_of(cfg.train.batch_size)
         self.precision, self.autocast = autocast_for(self.device, cfg.train.precision)
         if cfg.train.cuda_graph and self.device.type != "cuda":
             raise UserError("train.cuda_graph=true needs a CUDA device; this run is on the CPU")
@@ -95,8 +85,10 @@ class Fit:
         """Build everything, obtain the teacher, play the game, keep the student."""
         cfg, result = self.cfg, self.result
         try_players(cfg)
-        self.load_images()
-        epoch = self.epoch_steps()
+        self.gallery = Gallery(
+            cfg, device=self.device, autocast=self.autocast, check=self.interruption.check
+        )
+        epoch = self.gallery.epoch_steps()
         recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs and epoch else None
         steps: int | None = cfg.train.steps or recipe
         if steps is None:
@@ -108,8 +100,8 @@ class Fit:
         self.parts = Parts(
             cfg,
             device=self.device,
-            num_classes=len(self.test.classes),
-            instances=self.count_of("ood"),
+            num_classes=len(self.gallery.test.classes),
+            instances=self.gallery.count_of("ood"),
             steps=steps,
         )
         self.student, self.teacher = self.parts.student, self.parts.teacher
@@ -131,9 +123,10 @@ class Fit:
 
         if self.teacher is not None:
             result["teacher_accuracy"] = self.prepare_teacher(steps if cut_short else None)
-        if cfg.ood_subset and "ood" in self.images:
-            self.choose_subset()
-        dealer = Dealer(self.method.streams, self.build_loaders())
+            if cfg.ood_subset and "ood" in self.gallery.images:
+                self.gallery.choose_subset(self.teacher)
+        streams = self.method.streams
+        dealer = Dealer(streams, self.gallery.loaders(streams, self.teacher, self.seed))
 
         log.info("%s: %d steps of %d images, on %s",
                  self.title, steps, cfg.train.batch_size, result["device"])  # fmt: skip
@@ -153,7 +146,7 @@ class Fit:
         loop = Loop(
             game=game,
             dealer=dealer,
-            test=self.test_batches,
+            test=self.gallery.test_batches,
             student=self.student,
             folder=self.folder,
             steps=steps,
@@ -185,6 +178,7 @@ class Fit:
         finally:
             at = loop.at
             result |= {"accuracy": at.accuracy, "steps": at.step, "seconds": round(at.seconds, 3)}
+            result["memory_mb"] = round(peak_memory_mb(self.device))
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
             summary = {"accuracy": at.accuracy, "teacher_accuracy": result["teacher_accuracy"]}
             tracker.finish(status, summary)
@@ -196,154 +190,14 @@ class Fit:
                 "without torchrun (the cells of a sweep can share several devices)"
             )
 
-    # ------------------------------------------------------------------------------- the images
-
-    def load_images(self) -> None:
-        """The test images, and those that the method trains on."""
-        cfg = self.cfg
-        self.sources: dict[SourceName, Source] = {"dataset": build(cfg.dataset)}
-        source = images_of(cfg)
-        if source == "ood":
-            self.sources["ood"] = build(cfg.ood)
-        dataset = self.sources["dataset"]
-        if "ood" in self.sources and self.sources["ood"].image_size != dataset.image_size:
-            raise UserError(
-                f"dataset.image_size is {dataset.image_size} and ood.image_size is "
-                f"{self.sources['ood'].image_size}: give both the same"
-            )
-        self.test = distribution.in_order(lambda: dataset.load("test"))
-        self.test_batches = TestBatches(
-            self.test,
-            batch_size=cfg.train.eval_batch_size,
-            mean=dataset.mean,
-            std=dataset.std,
-            device=self.device,
-            channels_last=cfg.train.channels_last,
-            part=distribution.rank(),
-            parts=distribution.world(),
-        )
-        self.images: dict[SourceName, ImageSet] = {}
-        if source is not None:
-            self.images[source] = distribution.in_order(lambda: self.sources[source].load("train"))
-            subset = "the ood_subset of " if source == "ood" and cfg.ood_subset else ""
-            name = f"{subset}{self.sources[source].name}"
-            check_batch_size(cfg.train.batch_size, self.count_of(source), name)
-
-    def count_of(self, source: SourceName) -> int:
-        """How many images the method has to train on."""
-        if source not in self.images:
-            return 0
-        available = len(self.images[source])
-        if source != "ood" or not self.cfg.ood_subset:
-            return available
-        count = self.cfg.ood_subset_size or self.sources["dataset"].train_size
-        if count is None:
-            raise UserError(
-                "ood_subset=true takes as many images as the teacher had, and dataset.train_size "
-                "doesn't say how many those were: set ood_subset_size=N"
-            )
-        if count > available:
-            raise UserError(
-                f"ood_subset=true wants {count} images, and {self.sources['ood'].name} has "
-                f"{available}: set ood_subset_size=N to fewer, or leave out ood_subset"
-            )
-        return int(count)
-
-    def epoch_steps(self) -> int | None:
-        """Iterations of an epoch: a setting, or one pass over the images. None: no images."""
-        train = self.cfg.train
-        if train.epoch_steps is not None or not self.images:
-            return train.epoch_steps
-        (source,) = self.images
-        return -(-self.count_of(source) // train.batch_size)
-
-    def choose_subset(self) -> None:
-        """Of the OOD images, keep those that the teacher is least sure about (its appendix)."""
-        images, teacher = self.images["ood"], self.teacher
-        assert teacher is not None
-        count, source = self.count_of("ood"), self.sources["ood"]
-        dataset = self.sources["dataset"]
-        chosen_by = hashlib.sha256(f"{dataset.mean} {dataset.std}".encode())
-        chosen_by.update(weights_digest(teacher).encode())
-        chosen_by.update(fingerprint(images).encode())
-        folder = Path(self.cfg.teachers_dir) / dataset.label / "subsets"
-        name = f"{source.label}-{count}-by-{self.cfg.teacher.name}-{chosen_by.hexdigest()[:16]}"
-        kept = distribution.in_order(
-            lambda: most_uncertain(
-                lambda: self.ask_teacher(
-                    images, entropy, "asking the teacher about all OOD images"
-                ),
-                count=count,
-                path=folder / f"{name}.safetensors",
-                what=source.name,
-            )
-        )
-        self.images["ood"] = ImageSet(
-            images.images[kept].contiguous(), images.labels[kept], images.classes
-        )
-
-    def ask_teacher(
-        self,
-        images: ImageSet,
-        question: Callable[[Tensor], Tensor],
-        what: str,
-        statistics: SourceName = "dataset",
-    ) -> Tensor:
-        """`question` (logits [B, C] -> [B]) of the teacher's logits for each image, unaugmented."""
-        assert self.teacher is not None
-        source = self.sources[statistics]
-        normalize = Normalize(source.mean, source.std).to(self.device)
-        return predict(
-            self.teacher,
-            images.images,
-            question,
-            prepare=lambda batch: normalize(batch.float() / 255),
-            what=what,
-            batch_size=self.cfg.train.eval_batch_size,
-            device=self.device,
-            autocast=self.autocast,
-            check=self.interruption.check,
-        )
-
-    def build_loaders(self) -> dict[str, ResidentLoader]:
-        """One loader a stream of the method; streams of the same source share its images."""
-        train = self.cfg.train
-        self.images = {name: images.to(self.device) for name, images in self.images.items()}
-        loaders = {}
-        for name, stream in self.method.streams.items():
-            statistics = self.sources[stream.statistics]
-            data = self.images[stream.source]
-            kind = ResidentLoader
-            if stream.balanced:
-                predicted = self.ask_teacher(
-                    data,
-                    lambda logits: logits.argmax(dim=1),
-                    f"asking the teacher for the classes of {self.sources[stream.source].name}",
-                    stream.statistics,
-                )
-                distribution.same(predicted)
-                data = ImageSet(data.images, predicted.to(self.device), self.test.classes)
-                kind = BalancedLoader
-            loaders[name] = kind(
-                data,
-                batch_size=train.batch_size,
-                mean=statistics.mean,
-                std=statistics.std,
-                augment=stream.augment,
-                seed=self.seed(f"stream {name}"),
-                device=self.device,
-                channels_last=train.channels_last,
-                name=self.sources[stream.source].name,
-                share=self.share,
-            )
-        return loaders
+    # ------------------------------------------------------------------------------ the pictures
 
     def sample_grids(self) -> SampleGrids:
         """Fixed noise and fixed images, so that grids of different steps can be compared."""
         latents = chosen = None
         if "latents" in self.parts.wanted:
             latents = Latents(self.parts.latents.dim, self.device, self.seed("samples"))(SAMPLES)
-        for images in self.images.values():
+        for images in self.gallery.images.values():
             chosen = images.images[:: max(1, len(images) // SAMPLES)][:SAMPLES]
             chosen = self.parts.in_domain(chosen.float() / 255)
         return SampleGrids(
@@ -404,18 +258,18 @@ class Fit:
         """Top-1 on the test images."""
         assert self.teacher is not None
         with eagerly():
-            return evaluate(self.teacher, self.test_batches, autocast=self.autocast).top1
+            return evaluate(self.teacher, self.gallery.test_batches, autocast=self.autocast).top1
 
     def teacher_in_use(self) -> str:
         """What its accuracy depends on: weights, images, arithmetic; and what the network's code
         makes of them, by a look at some predictions."""
         assert self.teacher is not None
-        images, _ = next(iter(self.test_batches))
+        images, _ = next(iter(self.gallery.test_batches))
         with torch.no_grad(), self.autocast(), eagerly():
             seen = self.teacher(images[:100]).argmax(dim=1)
-        dataset = self.sources["dataset"]
-        facts = (weights_digest(self.teacher), fingerprint(self.test), dataset.mean, dataset.std,
-                 self.result["device"], torch.__version__, seen.tolist())  # fmt: skip
+        domain = self.gallery.sources["dataset"]
+        facts = (weights_digest(self.teacher), fingerprint(self.gallery.test), domain.mean,
+                 domain.std, self.result["device"], torch.__version__, seen.tolist())  # fmt: skip
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
     # ------------------------------------------------------------------------------ small things

@@ -124,6 +124,7 @@ def run(
         "seconds": before.get("seconds", 0.0),
         "seconds_per_step": before.get("seconds_per_step"),
         "device": None,
+        "memory_mb": None,
         "processes": distribution.world(),
         "versions": versions(),
         "config_hash": config_hash(chosen),

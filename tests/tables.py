@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mosaickd.data.loader import Normalize, random_crop_and_flip
 from mosaickd.engine import distribution
-from mosaickd.engine.loop import Game
+from mosaickd.engine.game import Game
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
 from mosaickd.methods.balanced import Balanced

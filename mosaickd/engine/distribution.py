@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+#: What torchrun tells each process that it starts, beside WORLD_SIZE.
+FROM_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
 #: How long a message may take. Deaths are noticed sooner: a closed connection ends a message at
 #: once, and torchrun ends the others. Nothing that can take longer is waited for in a message.
 PATIENCE = timedelta(minutes=10)
@@ -46,8 +49,13 @@ class LostProcess(UserError):
 def begin() -> None:
     """Meet the others, if torchrun started this process (RANK, WORLD_SIZE and so on are set)."""
     global _store
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
         return
+    if missing := [name for name in FROM_TORCHRUN if name not in os.environ]:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes play this run, but "
+            f"{', '.join(missing)} is not set: start them with torchrun, or unset WORLD_SIZE"
+        )
     store, rank, world = next(iter(dist.rendezvous("env://")))
     # The store may outlive the processes that torchrun restarts: what these say to each other,
     # their addresses to begin with, is kept apart from what those said.

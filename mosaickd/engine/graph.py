@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mosaickd.engine.dealer import Dealer
-from mosaickd.engine.loop import Game, Played
+from mosaickd.engine.game import Game, Played
 
 
 class CapturedGame:

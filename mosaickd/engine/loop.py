@@ -1,8 +1,5 @@
-"""The one training loop: every method's turns are played here.
-
-For each turn: forward under autocast (in the method), backward into that player's parameters
-only, optimizer step. Once an iteration the schedules advance. Around that: evaluation,
-checkpoints, logging and stopping on non-finite losses.
+"""The one training loop: plays every method's game (`engine.game`), and around that evaluates,
+writes checkpoints, logs, and stops on non-finite losses.
 
 Several processes may play together (`engine.distribution`): each the same iterations on its part
 of every batch. They evaluate together; the first one writes.
@@ -14,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,95 +23,14 @@ from mosaickd.engine.checkpoint import CheckpointWriter, load_checkpoint
 from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import eagerly
 from mosaickd.engine.evaluate import Accuracy, evaluate
+from mosaickd.engine.game import Game, Played
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.metrics import MetricsFile
-from mosaickd.engine.player import Player
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.trackers import Tracker
 from mosaickd.errors import UserError
-from mosaickd.methods.base import Batch, Method
 
 log = logging.getLogger(__name__)
-
-Autocast = Callable[[], AbstractContextManager[object]]
-AfterTurn = Callable[[str], None]
-
-
-@dataclass
-class Played:
-    """What a turn was: its player, its raw losses and their weights."""
-
-    player: str
-    losses: dict[str, Tensor]
-    weights: dict[str, float]
-
-
-class Game:
-    """A method and its players: plays iterations. All state but the loop's bookkeeping is here."""
-
-    def __init__(
-        self, method: Method, players: Mapping[str, Player], autocast: Autocast = nullcontext
-    ) -> None:
-        self.method = method
-        self.players = players
-        self.autocast = autocast
-        self.running = distribution.running_statistics([p.module for p in players.values()])
-
-    def iterate(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
-        """Play one iteration, then advance the schedules: once, however many turns there were."""
-        played = self.play(batch, after_turn)
-        self.advance_schedules(played)
-        return played
-
-    def next_iteration(self, dealer: Dealer) -> list[Played]:
-        """Play one iteration on what the dealer deals."""
-        return self.iterate(dealer.deal(dealer.draw()))
-
-    def play(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
-        """All turns of one iteration. Nothing here waits for the device.
-
-        after_turn: called with each turn's player (benchmarks).
-        """
-        played = []
-        turns = self.method.turns(batch)
-        while True:
-            with self.autocast():
-                turn = next(turns, None)
-            if turn is None:
-                break
-            self.players[turn.player].step(turn.objective(), turn.restart)
-            played.append(
-                Played(
-                    turn.player,
-                    {name: loss.value.detach() for name, loss in turn.losses.items()},
-                    {name: loss.weight for name, loss in turn.losses.items()},
-                )
-            )
-            if after_turn:
-                after_turn(turn.player)
-        distribution.average(self.running)
-        return played
-
-    def advance_schedules(self, played: list[Played]) -> None:
-        """Of those who had a turn: in a method of several phases, nobody's rate falls unused."""
-        for name in {turn.player for turn in played}:
-            self.players[name].schedule.step()
-
-    def train(self) -> None:
-        """Every trained module in training mode, throughout: the paper's runs did so."""
-        for player in self.players.values():
-            player.module.train()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "players": {name: player.state_dict() for name, player in self.players.items()},
-            "method": self.method.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, player in self.players.items():
-            player.load_state_dict(state["players"][name])
-        self.method.load_state_dict(state["method"])
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from mosaickd import config
 from mosaickd.build import build_players
 from mosaickd.engine.device import compile_network
-from mosaickd.engine.loop import Game
+from mosaickd.engine.game import Game
 from mosaickd.methods.base import Images
 from mosaickd.models.wresnet import WideResNet
 from mosaickd.parts import Parts

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mosaickd.data.loader import Normalize
-from mosaickd.engine.loop import Game, Played
+from mosaickd.engine.game import Game, Played
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
 from mosaickd.methods.base import Images

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from mosaickd.data.loader import BalancedLoader, ResidentLoader
 from mosaickd.data.source import ImageSet
-from mosaickd.engine.loop import Game
+from mosaickd.engine.game import Game
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
 from mosaickd.methods.base import Images

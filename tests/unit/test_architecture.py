@@ -80,7 +80,17 @@ def test_each_part_knows_only_what_it_may(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
     if module.split(".")[-1] in (
-        *("launch", "fit", "build", "parts", "config", "command_line", "parallel", "task"),
+        *(
+            "launch",
+            "fit",
+            "gallery",
+            "build",
+            "parts",
+            "config",
+            "command_line",
+            "parallel",
+            "task",
+        ),
     ):
         return
     known = {name.split(".")[0] for name in imports(module)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mosaickd.data.loader import Normalize
-from mosaickd.engine.loop import Game
+from mosaickd.engine.game import Game
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
 from mosaickd.losses import class_balance, kl_divergence, label_alignment, patches_judged
