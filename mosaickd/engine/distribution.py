@@ -209,6 +209,7 @@ def first(work: Callable[[], Result]) -> Result:
             outcome: tuple[bool, Any] = True, work()
         except BaseException as error:
             reason = error if isinstance(error, UserError) else UserError(f"stopped: {error}")
+            reason.common = isinstance(error, UserError)
             _store.set(key, pickle.dumps((False, reason)).hex())
             raise
         _store.set(key, pickle.dumps(outcome).hex())
@@ -218,7 +219,6 @@ def first(work: Callable[[], Result]) -> Result:
                 time.sleep(0.02)
             outcome = pickle.loads(bytes.fromhex(_store.get(key).decode()))
         if not outcome[0]:
-            outcome[1].told = True
             raise outcome[1]
     result: Result = outcome[1]
     return result

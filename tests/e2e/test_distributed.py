@@ -90,8 +90,8 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(
     cli: Cli, overrides: Callable[..., list[str]]
 ) -> None:
     """The others end within a minute and say why; the same command goes on, bit for bit."""
-    done(torchrun(cli, *overrides("whole", 40)))
-    started = torchrun(cli, *overrides("killed", 40))
+    done(torchrun(cli, *overrides("whole", 15)))
+    started = torchrun(cli, *overrides("killed", 15))
     started.until((cli.folder / "killed" / "checkpoints" / "last.pt").exists)
     os.kill(worker(started, 1), signal.SIGKILL)
     killed_at = time.monotonic()
@@ -101,7 +101,7 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(
     assert "process 0: another process of this run has ended" in outcome.text
     result = read_json(cli.folder / "killed" / "result.json")
     assert result["status"] != "finished"
-    resumed = done(torchrun(cli, *overrides("killed", 40)))
+    resumed = done(torchrun(cli, *overrides("killed", 15)))
     assert "resumed at step" in resumed.text
     assert_same_student(cli, "whole", "killed")
 
@@ -181,3 +181,16 @@ def test_two_processes_learn_what_one_learns(cli: Cli, tiny: Tiny) -> None:
     one, two = (read_json(cli.folder / n / "result.json")["accuracy"] for n in ("one", "two"))
     assert one["last"] > 50, "chance is 4"
     assert two["last"] == pytest.approx(one["last"], abs=10)
+
+
+@pytest.mark.slow
+def test_a_sweep_under_torchrun_goes_on_after_a_cell_that_failed(cli: Cli, tiny: Tiny) -> None:
+    """A loss that explodes does so in all processes; then they play the next cell together."""
+    rates = "players.student.optimizer.lr=1e30,0.01"
+    where = ["hydra.sweep.dir=sweep", "hydra.sweep.subdir=${players.student.optimizer.lr}"]
+    own = ["-m", *tiny.distil("kd", "train.epochs=null", "train.steps=4", rates, *where)]
+    outcome = done(torchrun(cli, *own), code=1)
+    results = [read_json(path) for path in sorted((cli.folder / "sweep").glob("*/result.json"))]
+    assert sorted(result["status"] for result in results) == ["failed", "finished"]
+    assert outcome.text.count("the student's loss 'kd' is") == 1
+    assert outcome.text.count("┏") == 1, "one table"

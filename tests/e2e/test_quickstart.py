@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mosaickd.models.wresnet import WideResNet
 
 FIELDS = {
+    *("processes", "memory_mb"),
     "status", "method", "dataset", "ood", "ood_subset", "teacher", "student", "seed", "variant",
     "accuracy", "teacher_accuracy", "steps", "seconds", "seconds_per_step", "device", "versions",
     "config_hash", "error",

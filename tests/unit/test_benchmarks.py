@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import step
+from benchmarks import cost, step
 from benchmarks.harness import Baseline, compose_config, parse, parser
 from benchmarks.reference_loader import ReferenceLoaders
 from benchmarks.reference_style import reference_iteration
@@ -53,6 +53,16 @@ def test_flops_and_traffic_of_a_convolution_are_those_counted_by_hand() -> None:
     gradient = only(backward, "convolution_backward")
     assert gradient.flops == 2 * multiplications
     assert gradient.bytes == 4 * floats, "reads images and gradient, writes the weights' gradient"
+
+
+def test_work_without_computing_is_the_work_of_computing() -> None:
+    cfg = compose_config(TINY)
+    counted = cost.work(cfg, 24, 1e12, 1e11)
+    images = random_images(cfg, 16, 24, CPU)
+    computed = work_of(Ours(cfg, "eager", images).tally(), 1e12, 1e11)
+    assert counted.flops == computed.flops > 0
+    assert counted.flops_by_turn == computed.flops_by_turn
+    assert counted.bytes == pytest.approx(computed.bytes, rel=0.1), "but for optimizers' steps"
 
 
 def test_a_gradient_that_nobody_wants_is_not_counted() -> None:
