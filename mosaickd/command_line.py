@@ -51,7 +51,8 @@ def run_command(main: Callable[[], Any]) -> None:
         _fail("--cfg shows the config of one run: leave out -m", 2)
     for position, argument in enumerate(sys.argv[1:], 1):
         key, _, value = argument.partition("=")
-        if key == "hydra/launcher" and os.environ.get("WORLD_SIZE", "1") != "1":
+        plugin = key == "hydra/launcher" and value != "basic"
+        if plugin and os.environ.get("WORLD_SIZE", "1") != "1":
             _fail(f"{argument} starts processes of its own: leave it out, or torchrun", 2)
         if key == "sweep" and "," in value:  # Hydra would ignore both lists
             _fail(f"{argument}: one sweep at a time; run them one after the other", 2)

@@ -370,7 +370,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 PLAIN_OVERRIDES = re.compile(
     r"(method|dataset|ood|teacher|student|pair|sweep|tracker|seed|device|force|ood_subset"
     r"|teacher_missing|teachers_dir)=|tracker\.|hydra[./]|(dataset|ood)\.root=|"
-    r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|train=default$|"
+    r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|train=default$|method\.teacher_at_once=|"
     r"(experiment|ablation|train\.steps|(dataset|ood)\.(classes|limit)|ood_subset_size)=null$|"
     rf"train\.({'|'.join(sorted(WATCHING | COMPUTING))})="
 )

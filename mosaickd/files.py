@@ -15,6 +15,10 @@ from filelock import FileLock, Timeout
 
 from mosaickd.errors import UserError
 
+#: Which rights new files don't get. It can only be read by setting it, which no thread may see.
+UMASK = os.umask(0)
+os.umask(UMASK)
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` so that `path` holds either what it held before or all of the new."""
@@ -27,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide results from a group
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's 0600 would hide results from a group
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -94,9 +98,3 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -238,6 +238,8 @@ class Fit:
                 try:
                     with distribution.first_holds(partial(owned, folder)):
                         self.run(recipe, folder, self.interruption, group="teachers")
+                except distribution.LostProcess:
+                    raise
                 except UserError as error:
                     raise UserError(
                         f"while training the teacher {cfg.teacher.name} ({error}); its recipe is "

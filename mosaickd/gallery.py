@@ -124,6 +124,7 @@ class Gallery:
                 what=source.name,
             )
         )
+        distribution.same(kept)  # where it can't be kept in a file, each has chosen
         self.images["ood"] = ImageSet(
             images.images[kept].contiguous(), images.labels[kept], images.classes
         )

@@ -55,21 +55,24 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
             offer_as_teacher(cfg, folder, result)
     except InUse as error:
         if not sweeping:
-            sys.exit(last_word(error))
+            sys.exit(f"error: {error}" if distribution.is_first() else 1)
         log.info("%s is being run by another process: left to it", folder)
         return {"status": "running elsewhere"}
     except UserError as error:
         # A sweep goes on with its next cell, so each cell's mistake is told where it happens;
         # a single run's is the last thing that the command prints.
-        if not error.told:
-            log.error("%s: %s", folder, error, extra={"console": sweeping and not silent(error)})
-        if not sweeping:  # past Hydra, which would print all overrides before it
-            sys.exit(last_word(error))
-        if distribution.world() > 1 and not error.common:
-            sys.exit(1)  # the others are elsewhere: nobody can begin the next cell together
+        together = distribution.all_failed()
+        silent = error.told or (together and not distribution.is_first())
+        if not silent:
+            log.error("%s: %s", folder, error, extra={"console": sweeping})
+        if not sweeping or not together:  # past Hydra, which would print all overrides before it
+            distribution.give_up()
+            sys.exit(1 if silent or sweeping else f"error: {error}")
         raise
     except Exception:
-        if distribution.world() > 1:
+        if distribution.world() > 1:  # nobody can begin the next cell together
+            log.exception("process %d failed", distribution.rank())
+            distribution.give_up()
             sys.exit(1)
         raise
     finally:
@@ -79,16 +82,6 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     if distribution.is_first():
         report.show_run(folder)
     return result
-
-
-def silent(error: UserError) -> bool:
-    """Whether another process tells it, or this one has."""
-    return error.told or (error.common and not distribution.is_first())
-
-
-def last_word(error: UserError) -> str | int:
-    """What a process that ends with this error leaves to `sys.exit`."""
-    return 1 if silent(error) else f"error: {error}"
 
 
 def check(cfg: DictConfig) -> None:

@@ -12,7 +12,7 @@ steps at rate 0.1 amplify the last bit of a loss until 0.2 % of the student's we
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,14 +59,21 @@ def one_hot(teacher: Tensor) -> Tensor:
     return cross_entropy(teacher, teacher.argmax(dim=1))
 
 
-def class_balance(teacher: Tensor, base: float = 2.0) -> Tensor:
+def class_balance(
+    teacher: Tensor, base: float = 2.0, gather: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
     """Keep the generator from collapsing to few classes (appendix): Σ p̄ log p̄.
 
     teacher: logits [B, C] -> scalar, the negative entropy of the mean prediction p̄. Base 2 here
     and e in `label_alignment` is the authors' choice; the weights of the paper assume it. Their
     DFQ has base 10, DAFL has e.
+
+    gather: [n, C] -> [world * n, C], of all processes whose gradients are averaged. p̄ is then the
+    mean over all their images, and its gradient what makes that average right.
     """
-    mean = F.softmax(teacher.float(), dim=1).mean(dim=0).clamp_min(TINY)
+    mean = F.softmax(teacher.float(), dim=1).mean(dim=0)
+    everyone = gather(mean.detach()[None]).mean(dim=0)
+    mean = (mean + (everyone - mean.detach())).clamp_min(TINY)
     return torch.special.xlogy(mean, mean).sum() / math.log(base)
 
 

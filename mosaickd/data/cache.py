@@ -117,7 +117,7 @@ def _name_old(place: Path, name: str, current: Path) -> None:
     """Say what takes up space and is of no more use. Not removed: a run may have it mapped."""
     for path in sorted(place.glob(f"{name}-*.npy")):
         if path != current:
-            log.info("%s is of images that have changed since: delete it to free %.1f GB",
+            log.info("%s is of other images, or read otherwise: delete it to free %.1f GB",
                      path, path.stat().st_size / 1e9)  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -65,9 +66,14 @@ def snapshot(state: Any) -> Any:
         pinned = torch.empty_like(state, device="cpu", pin_memory=True)
         return pinned.copy_(state, non_blocking=True)
     if isinstance(state, dict):
-        return {name: snapshot(value) for name, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(snapshot(value) for value in state)
+        copied = copy.copy(state)  # with what a module's state says of its version
+        for name, value in state.items():
+            copied[name] = snapshot(value)
+        return copied
+    if isinstance(state, list):
+        return [snapshot(value) for value in state]
+    if isinstance(state, tuple):
+        return tuple(snapshot(value) for value in state)
     return state
 
 

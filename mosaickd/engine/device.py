@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Callable
@@ -47,6 +48,9 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
                     f"--nproc_per_node={count}, or device=cpu"
                 )
             return torch.device("cuda", local_rank)
+        device = torch.device(
+            "cuda", device.index or 0
+        )  # who makes it the current one needs a number
     return device
 
 
@@ -79,10 +83,21 @@ def eagerly() -> AbstractContextManager[object]:
 def begin_compiling() -> None:
     """Forget what earlier runs of this process compiled (it counts against a limit), and keep
     what this one compiles for later ones: in $TORCHINDUCTOR_CACHE_DIR or else in the user's cache
-    folder, where it is found again after a reboot, and on all machines that share a home."""
+    folder, where it is found again after a reboot, and on machines with a processor of the same
+    kind that share a home."""
     with suppress(RuntimeError):  # no home: torch has a place of its own for everyone
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache() / "compiled"))
+        # What torch looks code up by says nothing of the processor that it was compiled for.
+        place = user_cache() / "compiled" / _processor()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
     torch.compiler.reset()  # takes the first look at that variable
+
+
+def _processor() -> str:
+    """What this machine's processor can do, in a few digits."""
+    facts = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        facts += sorted({line for line in file if line.startswith(("model", "flags", "Features"))})
+    return hashlib.sha256("".join(facts).encode()).hexdigest()[:12]
 
 
 def compile_network(network: nn.Module, *, frozen: bool) -> None:

@@ -38,6 +38,8 @@ PATIENCE = timedelta(minutes=10)
 
 _store: dist.Store | None = None
 _turns = 0  # how often `first` was called
+_failures = 0  # how often `all_failed` was called
+_whole = True
 
 
 class LostProcess(UserError):
@@ -73,8 +75,14 @@ def begin() -> None:
     atexit.register(_end)
 
 
+def give_up() -> None:
+    """This process ends with an error: it does not wait for the others in order to say goodbye."""
+    global _whole
+    _whole = False
+
+
 def _end() -> None:
-    if dist.is_initialized():
+    if _whole and dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -117,7 +125,9 @@ def share_of(batch_size: int) -> slice:
 def _messages() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo raises these, NCCL a kind of them
+    except RuntimeError as error:  # gloo raises these; torch's own are a kind of them
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise  # something else went wrong in here: no memory, say
         reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
         lost = LostProcess(
             f"another process of this run has ended or does not answer ({reason[:200]}). "
@@ -209,7 +219,6 @@ def first(work: Callable[[], Result]) -> Result:
             outcome: tuple[bool, Any] = True, work()
         except BaseException as error:
             reason = error if isinstance(error, UserError) else UserError(f"stopped: {error}")
-            reason.common = isinstance(error, UserError)
             _store.set(key, pickle.dumps((False, reason)).hex())
             raise
         _store.set(key, pickle.dumps(outcome).hex())
@@ -241,6 +250,26 @@ def in_order(work: Callable[[], Result]) -> Result:
     return found[0] if found else work()
 
 
+def all_failed(seconds: float = 5.0) -> bool:
+    """Whether every process has come here, with an error each: what is wrong is then wrong in all
+    of them, one tells it, and they can go on to something else together. Waits a little."""
+    global _failures
+    if _store is None:
+        return True
+    _failures += 1
+    keys = [f"failed-{_failures}-{each}" for each in range(world())]
+    deadline = time.monotonic() + seconds
+    try:
+        _store.set(keys[rank()], "yes")
+        while time.monotonic() < deadline:
+            if _store.check(keys):
+                return True
+            time.sleep(0.02)
+    except RuntimeError:  # the store is gone, and whoever kept it
+        pass
+    return False
+
+
 # ------------------------------------------------------------------------------------ batch norm
 
 
@@ -259,8 +288,11 @@ def running_statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
 def synchronize_batch_norms(module: nn.Module) -> None:
     """Let all batch norms in `module` normalise by the whole batch, not by this process's part.
 
-    In place, so that hooks, names and whoever holds these modules are not disturbed.
+    In place, so that hooks, names and whoever holds these modules are not disturbed. A single
+    process has the whole batch anyway.
     """
+    if world() == 1:
+        return
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, SynchronizedBatchNorm):
             norm.__class__ = SynchronizedBatchNorm
@@ -280,7 +312,7 @@ class SynchronizedBatchNorm(_BatchNorm):
         x = input.float()
         others = [dim for dim in range(x.ndim) if dim != 1]
         var, mean = torch.var_mean(x, dim=others, correction=0)
-        means, variances = _Gather.apply(torch.stack([mean, var])).unbind(1)
+        means, variances = _gather_with_gradient(torch.stack([mean, var])).unbind(1)
         mean = means.mean(0)
         var = variances.mean(0) + (means - mean).square().mean(0)
         self._remember(mean.detach(), var.detach(), x.numel() // x.shape[1] * world())
@@ -300,6 +332,12 @@ class SynchronizedBatchNorm(_BatchNorm):
         with torch.no_grad():
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(var * (count / (count - 1)), share)
+
+
+@torch.compiler.disable  # messages can't be part of compiled code
+def _gather_with_gradient(tensor: Tensor) -> Tensor:
+    found: Tensor = _Gather.apply(tensor)
+    return found
 
 
 class _Gather(torch.autograd.Function):

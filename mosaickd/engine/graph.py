@@ -31,6 +31,7 @@ class CapturedGame:
         self.dealer = dealer
         self.generators = [*generators, *dealer.generators]
         self.warmup = warmup
+        self.stream = torch.cuda.Stream()  # of the current device: memory belongs to a stream
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: dict[str, Tensor] = {}
         self.outputs: list[Played] = []
@@ -40,11 +41,10 @@ class CapturedGame:
         drawn = self.dealer.draw()
         if self.warmup > 0:
             self.warmup -= 1
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 played = self.game.play(self.dealer.deal(drawn))
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if self.graph is None:
                 self.inputs = {name: indices.clone() for name, indices in drawn.items()}
@@ -67,6 +67,6 @@ class CapturedGame:
         for player in self.game.players.values():
             player.optimizer.zero_grad(set_to_none=True)
         # Other threads go on using CUDA: a checkpoint may be on its way to the disk.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.outputs = self.game.play(self.dealer.deal(self.inputs))
         return graph

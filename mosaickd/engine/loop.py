@@ -48,8 +48,6 @@ class Progression:
 class NonFiniteLoss(UserError):
     """A loss became NaN or infinite: nothing after that step is worth keeping."""
 
-    common = True  # losses and weights are averaged before they are looked at
-
     def __init__(self, player: str, what: str) -> None:
         super().__init__(player, what)  # what pickle calls the class with again
 

@@ -47,7 +47,7 @@ def track(items: Sequence[Item], what: str) -> Iterable[Item]:
 
 
 def _watched() -> bool:
-    return bars and console.is_terminal
+    return bars and console.is_terminal and distribution.is_first()
 
 
 class Bar(progress.Progress):
@@ -77,7 +77,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            disable=not (_watched() and distribution.is_first()),
+            disable=not _watched(),
             transient=True,
         )
         self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")

@@ -37,6 +37,7 @@ class DAFL(Method):
         normalize: Callable[[Tensor], Tensor],
         latents: Callable[[int], Tensor],
         batch_size: int,
+        gather: Callable[[Tensor], Tensor] = lambda own: own,
         oh: NonNegative = 1.0,
         balance: NonNegative = 20.0,
         act: NonNegative = 0.001,
@@ -53,6 +54,7 @@ class DAFL(Method):
         self.normalize = normalize
         self.latents = latents
         self.batch_size = batch_size
+        self.gather = gather
         self.oh, self.balance, self.act = oh, balance, act
         self.temperature = temperature
         self.student_steps = student_steps
@@ -81,7 +83,7 @@ class DAFL(Method):
         if self.oh:
             losses["oh"] = Loss(one_hot(teacher), self.oh)
         if self.balance:
-            losses["balance"] = Loss(class_balance(teacher, math.e), self.balance)
+            losses["balance"] = Loss(class_balance(teacher, math.e, self.gather), self.balance)
         if self.act:
             losses["act"] = Loss(-embedding.float().abs().mean(), self.act)
         return losses

@@ -46,6 +46,7 @@ class DFQ(Method):
         normalize: Callable[[Tensor], Tensor],
         latents: Callable[[int], Tensor],
         batch_size: int,
+        gather: Callable[[Tensor], Tensor] = lambda own: own,
         adv: NonNegative = 1.0,
         oh: NonNegative = 1.0,
         ie: NonNegative = 20.0,
@@ -64,6 +65,7 @@ class DFQ(Method):
         self.normalize = normalize
         self.latents = latents
         self.batch_size = batch_size
+        self.gather = gather
         self.adv, self.oh, self.ie, self.bn = adv, oh, ie, bn
         self.log_base = log_base
         self.temperature = temperature
@@ -97,7 +99,7 @@ class DFQ(Method):
         if self.oh:
             losses["oh"] = Loss(one_hot(teacher), self.oh)
         if self.ie:
-            losses["ie"] = Loss(class_balance(teacher, self.log_base), self.ie)
+            losses["ie"] = Loss(class_balance(teacher, self.log_base, self.gather), self.ie)
         if self.bn:
             losses["bn"] = Loss(batch_norm_distance(statistics, by_layer=False), self.bn)
         return losses

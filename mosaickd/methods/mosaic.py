@@ -37,6 +37,7 @@ class MosaicKD(Method):
         normalize: Callable[[Tensor], Tensor],
         latents: Callable[[int], Tensor],
         batch_size: int,
+        gather: Callable[[Tensor], Tensor] = lambda own: own,
         adv: NonNegative = 1.0,
         align: NonNegative = 1.0,
         local: NonNegative = 1.0,
@@ -63,6 +64,7 @@ class MosaicKD(Method):
         self.normalize = normalize
         self.latents = latents
         self.batch_size = batch_size
+        self.gather = gather
         self.adv, self.align, self.local, self.balance = adv, align, local, balance
         self.temperature = temperature
         self.student_steps = student_steps
@@ -134,7 +136,7 @@ class MosaicKD(Method):
         if self.adv:
             losses["adv"] = Loss(-kl_divergence(self.student(fakes), teacher), self.adv)
         if self.balance:
-            losses["balance"] = Loss(class_balance(teacher), self.balance)
+            losses["balance"] = Loss(class_balance(teacher, gather=self.gather), self.balance)
         return losses
 
     def synthesize(self, latents: Tensor | None) -> Tensor:

@@ -69,20 +69,20 @@ def test_two_processes_play_one_run(cli: Cli, overrides: Callable[..., list[str]
     """Where batch norms see the whole batch it is the very run that one process plays, but for
     rounding; the first process writes."""
     whole = "train.sync_batch_norm=[student,generator,discriminator]"
-    outcome = done(torchrun(cli, *overrides("two", 4, whole, "method.balance=0")))
+    outcome = done(torchrun(cli, *overrides("two", 4, whole)))
     result = read_json(cli.folder / "two" / "result.json")
     assert result["status"] == "finished"
     assert result["processes"] == 2
     assert outcome.out.count("4 steps of 16 images") == 1, "only the first one talks"
     assert outcome.out.count("┏") == 1
     two = [line["losses"] for line in metrics(cli.folder / "two") if "losses" in line]
-    cli(*overrides("one", 4, whole, "method.balance=0"))
+    cli(*overrides("one", 4, whole))
     one = [line["losses"] for line in metrics(cli.folder / "one") if "losses" in line]
     assert len(one) == len(two) == 4, "and only it writes"
     assert two[0] == pytest.approx(one[0], rel=1e-4)
     assert two[2] == pytest.approx(one[2], rel=2e-2), "roundings grow from step to step"
 
-    again = done(torchrun(cli, *overrides("two", 4, whole, "method.balance=0")))
+    again = done(torchrun(cli, *overrides("two", 4, whole)))
     assert "is finished: nothing to do" in again.text
 
 

@@ -213,7 +213,7 @@ def test_sources_that_lack_a_root_say_how_to_give_one(hydra_compose: Compose) ->
         (
             "mosaic",
             {"student", "teacher", "generator", "discriminator", "normalize", "latents",
-             "batch_size"},
+             "batch_size", "gather"},
         ),
     ],
 )  # fmt: skip

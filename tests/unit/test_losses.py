@@ -162,3 +162,20 @@ def test_bfloat16_logits_are_computed_with_in_float32(logits: tuple[Tensor, Tens
     ):
         assert half.dtype == torch.float32
         assert torch.equal(half, full)
+
+
+def test_class_balance_of_several_processes_is_that_of_the_whole_batch() -> None:
+    """Each has a half; the loop averages what they come to, gradients included."""
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    whole = logits.clone().requires_grad_()
+    expected = class_balance(whole)
+    expected.backward()
+    halves = logits.split(3)
+    means = [half.softmax(dim=1).mean(dim=0, keepdim=True) for half in halves]
+    for number, half in enumerate(halves):
+        others = means[1 - number]
+        own = half.clone().requires_grad_()
+        found = class_balance(own, gather=lambda mean, others=others: torch.cat([mean, others]))
+        found.backward()
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(own.grad / 2, whole.grad[3 * number :][:3])
