@@ -70,7 +70,7 @@ def run_command(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:
-        _fail(str(error), 1)
+        sys.exit(1) if error.told else _fail(str(error), 1)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, sys.argv[1:]), 2)
     except RuntimeError as error:

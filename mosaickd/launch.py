@@ -62,12 +62,12 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
         # A sweep goes on with its next cell, so each cell's mistake is told where it happens;
         # a single run's is the last thing that the command prints.
         together = distribution.all_failed()
-        silent = error.told or (together and not distribution.is_first())
-        if not silent:
+        error.told |= together and not distribution.is_first()
+        if not error.told:
             log.error("%s: %s", folder, error, extra={"console": sweeping})
         if not sweeping or not together:  # past Hydra, which would print all overrides before it
             distribution.give_up()
-            sys.exit(1 if silent or sweeping else f"error: {error}")
+            sys.exit(1 if error.told or sweeping else f"error: {error}")
         raise
     except Exception:
         if distribution.world() > 1:  # nobody can begin the next cell together

@@ -15,6 +15,7 @@ from mosaickd.build import build, derived_seed, parameters_of
 from mosaickd.config import needs
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
 from mosaickd.engine import distribution
+from mosaickd.engine.batch_norm import synchronize_batch_norms
 from mosaickd.engine.device import compile_network
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Latents, Method, RandomState
@@ -57,7 +58,7 @@ class Parts:
         for name, module in self.method.players.items():
             module.to(device)  # what the method has built itself
             if name in cfg.train.sync_batch_norm:
-                distribution.synchronize_batch_norms(module)
+                synchronize_batch_norms(module)
 
     def supply(self, name: str) -> Any:
         """What a method's constructor gets for one of its parameters."""

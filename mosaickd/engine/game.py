@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from mosaickd.engine import distribution
+from mosaickd.engine.batch_norm import running_statistics
 from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.player import Player
 from mosaickd.methods.base import Batch, Method
@@ -40,7 +41,7 @@ class Game:
         self.method = method
         self.players = players
         self.autocast = autocast
-        self.running = distribution.running_statistics([p.module for p in players.values()])
+        self.running = running_statistics([p.module for p in players.values()])
 
     def iterate(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
         """Play one iteration, then advance the schedules: once, however many turns there were."""

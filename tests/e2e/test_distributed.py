@@ -192,5 +192,16 @@ def test_a_sweep_under_torchrun_goes_on_after_a_cell_that_failed(cli: Cli, tiny:
     outcome = done(torchrun(cli, *own), code=1)
     results = [read_json(path) for path in sorted((cli.folder / "sweep").glob("*/result.json"))]
     assert sorted(result["status"] for result in results) == ["failed", "finished"]
-    assert outcome.text.count("the student's loss 'kd' is") == 1
+    told = outcome.text.count("the student's loss 'kd' is")
+    assert told == 2, "where it happens, and last: by one process"
     assert outcome.text.count("┏") == 1, "one table"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiled_networks_play_together(cli: Cli, overrides: Callable[..., list[str]]) -> None:
+    """Also one whose batch norms send messages from within."""
+    own = overrides("compiled", 2, "train.compile=true")
+    torchrun(cli, *own).process.wait(500)
+    result = read_json(cli.folder / "compiled" / "result.json")
+    assert (result["status"], result["processes"]) == ("finished", 2)

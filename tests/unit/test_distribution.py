@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mosaickd.data.loader import BalancedLoader, ResidentLoader, TestBatches
 from mosaickd.data.source import ImageSet
 from mosaickd.engine import distribution
+from mosaickd.engine.batch_norm import synchronize_batch_norms
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Batch, Images, Latents
@@ -214,7 +215,7 @@ def normalise(kind: str) -> dict[str, Tensor]:
         nn.init.normal_(norm.bias)
     net = nn.Sequential(norm)
     if distribution.world() > 1:
-        distribution.synchronize_batch_norms(net)
+        synchronize_batch_norms(net)
     found = {}
     for step in range(3):
         share = distribution.share_of(6)
