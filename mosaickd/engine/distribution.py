@@ -12,9 +12,10 @@ import atexit
 import logging
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -81,6 +82,13 @@ def give_up() -> None:
 
 
 def _end() -> None:
+    # torchrun ends all when one has failed: the first one, who talks, must have said what it has to.
+    sys.stdout.flush()
+    if is_first() and _store is not None:
+        with suppress(RuntimeError):
+            _store.set("spoken", "yes")
+    else:
+        _wait_for(["spoken"], seconds=5)
     if _whole and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -260,13 +268,17 @@ def all_failed(seconds: float = 5.0) -> bool:
         return True
     _failures += 1
     keys = [f"failed-{_failures}-{each}" for each in range(world())]
-    deadline = time.monotonic() + seconds
-    try:
+    with suppress(RuntimeError):
         _store.set(keys[rank()], "yes")
-        while time.monotonic() < deadline:
+    return _wait_for(keys, seconds)
+
+
+def _wait_for(keys: list[str], seconds: float) -> bool:
+    """Whether all of these are said in the store, or will be soon."""
+    deadline = time.monotonic() + seconds
+    with suppress(RuntimeError):  # the store is gone, and whoever kept it
+        while _store is not None and time.monotonic() < deadline:
             if _store.check(keys):
                 return True
             time.sleep(0.02)
-    except RuntimeError:  # the store is gone, and whoever kept it
-        pass
     return False
