@@ -82,7 +82,7 @@ def give_up() -> None:
 
 
 def _end() -> None:
-    # torchrun ends all when one has failed: the first one, who talks, must have said what it has to.
+    # torchrun ends all when one has failed: let the first one, who talks, have its say before.
     sys.stdout.flush()
     if is_first() and _store is not None:
         with suppress(RuntimeError):
