@@ -68,6 +68,7 @@ def test_joblib_runs_all_cells_whatever_becomes_of_some_and_skips_them_again(
     assert again.out.count("is finished: nothing to do") == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_joblib_sweep_in_order_and_the_same_command_goes_on(
     cli: Cli, tiny: Tiny
 ) -> None:

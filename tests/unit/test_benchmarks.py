@@ -237,6 +237,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_step_prints_a_table_and_then_one_json_line(tmp_path: Path) -> None:
     small = ["--iterations", "1", "--warmup", "1", "--images", "64"]
     done = run(sys.executable, "-m", "benchmarks.step", "--reference-style", "--modes", "eager",
