@@ -68,6 +68,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
         if not sweeping or not together:  # past Hydra, which would print all overrides before it
             distribution.give_up()
             sys.exit(1 if error.told or sweeping else f"error: {error}")
+        interruption.check()  # asked to stop while the cell was failing: no next one
         raise
     except Exception:
         if distribution.world() > 1:  # nobody can begin the next cell together

@@ -68,12 +68,13 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal waits for `check()`: weights and files are never left between states."""
+        """Inside, a signal waits for `check()`: weights and files are never left between states.
+
+        After an error it goes on waiting: the run ends anyway, and says first what it came to.
+        """
         outer, self._deferring = self._deferring, True
-        try:
-            yield
-        finally:
-            self._deferring = outer
+        yield
+        self._deferring = outer
 
     def check(self, agree: Callable[[int], int] = int) -> None:
         """Raise `Interrupted` if a signal has come.

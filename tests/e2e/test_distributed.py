@@ -86,6 +86,7 @@ def test_two_processes_play_one_run(cli: Cli, overrides: Callable[..., list[str]
     assert "is finished: nothing to do" in again.text
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_one_of_its_processes_was_killed(
     cli: Cli, overrides: Callable[..., list[str]]
 ) -> None:

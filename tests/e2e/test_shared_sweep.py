@@ -42,6 +42,7 @@ def assert_in_order(*outcomes: Outcome) -> None:
         assert "failed" not in outcome.text
 
 
+@pytest.mark.slow
 def test_two_processes_do_each_cell_once(cli: Cli, sweep: list[str]) -> None:
     started = [cli.start(*sweep) for _ in range(2)]
     both = [process.wait() for process in started]
