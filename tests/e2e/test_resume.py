@@ -90,6 +90,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(
     assert computed(folder) == computed(reference)
 
 
+@pytest.mark.slow
 def test_sigterm_and_ctrl_c_stop_in_order_and_the_same_command_finishes(
     cli: Cli, tiny: Tiny, uninterrupted: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_damaged_checkpoint_is_named(cli: Cli, tiny: Tiny, run: Path) -> None:
     assert str(path) in result["error"]
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_the_first_unharmed(cli: Cli, tiny: Tiny) -> None:
     same = tiny.mosaic("train.steps=8", "train.checkpoint_every=2", "hydra.run.dir=run")
     folder = cli.folder / "run"
