@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -47,6 +48,7 @@ LOST = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "Fa
 def run_command(main: Callable[[], Any]) -> None:
     """Call `main` (a hydra.main function) and end the process as this module's title says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
+    logging.raiseExceptions = False  # a log that can't be written (a full disk) ends no run
     if {"--cfg", "-c"} & set(sys.argv) and {"--multirun", "-m"} & set(sys.argv):
         _fail("--cfg shows the config of one run: leave out -m", 2)
     for position, argument in enumerate(sys.argv[1:], 1):

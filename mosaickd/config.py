@@ -61,7 +61,7 @@ SUPPLIED = {
 }
 
 #: Settings of `train` that say how a run is watched, not what it computes.
-WATCHING = {"eval_every", "checkpoint_every", "log_every", "eval_batch_size"}
+WATCHING = {"eval_every", "checkpoint_every", "log_every", "check_every", "eval_batch_size"}
 
 #: Settings of `train` that say how a run computes, and change no more than roundings.
 COMPUTING = {"precision", "channels_last", "compile", "cuda_graph", "deterministic"}

@@ -1,4 +1,4 @@
-"""Files that a crash never leaves half written, and a run folder that one process owns."""
+"""Files that a crash never leaves half written."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
-
-from filelock import FileLock, Timeout
 
 from mosaickd.errors import UserError
 
@@ -20,22 +18,47 @@ UMASK = os.umask(0)
 os.umask(UMASK)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write(file)` so that `path` holds either what it held before or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-    )
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None
+) -> None:
+    """Call `write(file)` so that `path` holds either what it held before or all of the new.
+
+    previous: where what it held before is kept. An OSError names `path`.
+    """
+    temporary: str | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's 0600 would hide results from a group
+        if previous is not None:
+            _keep(path, previous)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(OSError):  # a disk that can't be written; the owner removes it later
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            error.filename, error.filename2 = str(path), None  # a full disk names no file
         raise
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Have `previous` name what `path` names; at no moment is neither there."""
+    spare = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    try:
+        os.link(path, spare)
+    except FileNotFoundError:
+        return  # the first
+    except OSError:  # a file system without links: for a moment only `previous` is there
+        os.replace(path, previous)
+    else:
+        os.replace(spare, previous)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -77,24 +100,3 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what a killed `write_atomically` left below `folder`. Only its owner may."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-class InUse(UserError):
-    """A folder belongs to another process at the moment."""
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; another process gets InUse. A kill releases it."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InUse(
-            f"{folder} is in use by another process: wait until it ends, or choose another "
-            "folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -37,8 +37,8 @@ from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
 from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.errors import UserError
-from mosaickd.files import owned
 from mosaickd.gallery import Gallery
+from mosaickd.locks import check_owned, owned
 from mosaickd.methods.base import Latents
 from mosaickd.models.weights import save_weights, weights_digest
 from mosaickd.parts import Parts
@@ -46,6 +46,9 @@ from mosaickd.parts import Parts
 log = logging.getLogger(__name__)
 
 SAMPLES = 100  # images a grid
+
+#: What result.json and each checkpoint say of where a run's numbers come from.
+PROVENANCE = ("config_hash", "code", "data_fingerprint", "teacher_fingerprint")
 
 
 class Fit:
@@ -88,6 +91,7 @@ class Fit:
         self.gallery = Gallery(
             cfg, device=self.device, autocast=self.autocast, check=self.interruption.check
         )
+        result["data_fingerprint"] = self.gallery.fingerprints()
         epoch = self.gallery.epoch_steps()
         recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs and epoch else None
         steps: int | None = cfg.train.steps or recipe
@@ -123,6 +127,7 @@ class Fit:
 
         if self.teacher is not None:
             result["teacher_accuracy"] = self.prepare_teacher(steps if cut_short else None)
+            result["teacher_fingerprint"] = weights_digest(self.teacher)[:16]
             if cfg.ood_subset and "ood" in self.gallery.images:
                 self.gallery.choose_subset(self.teacher)
         streams = self.method.streams
@@ -153,12 +158,14 @@ class Fit:
             eval_every=every,
             checkpoint_every=cfg.train.checkpoint_every or every,
             log_every=cfg.train.log_every,
+            check_every=cfg.train.check_every,
             batch_size=cfg.train.batch_size,
             tracker=tracker,
             progress=Progress(self.title, steps),
             interruption=self.interruption,
             stateful=self.parts.stateful,
             private={**self.parts.private, "torch": TorchRandom()},
+            provenance={key: result[key] for key in PROVENANCE},
             draw_samples=self.sample_grids(),
             on_best=self.save_best,
             iterate=iterate,
@@ -170,6 +177,7 @@ class Fit:
                 loop.fit()
             metadata = {"model": cfg.student.name, "accuracy": loop.at.accuracy["last"]}
             if distribution.is_first():
+                check_owned(self.folder)
                 save_weights(self.student, self.folder / "student.safetensors", metadata)
             status = "finished"
         except Interrupted:

@@ -96,6 +96,12 @@ class Gallery:
             )
         return int(count)
 
+    def fingerprints(self) -> dict[str, str]:
+        """What changes with the images, by source and split."""
+        sets = {"dataset/test": self.test}
+        sets |= {f"{source}/train": images for source, images in self.images.items()}
+        return {name: fingerprint(images)[:16] for name, images in sets.items()}
+
     def epoch_steps(self) -> int | None:
         """Iterations of an epoch: a setting, or one pass over the images. None: no images."""
         train = self.cfg.train

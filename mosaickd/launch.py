@@ -8,10 +8,12 @@ import logging
 import shutil
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -21,19 +23,24 @@ from omegaconf import DictConfig, OmegaConf
 from mosaickd import config, report, teachers
 from mosaickd.build import scratch_config, teacher_path
 from mosaickd.config import config_hash, identity, images_of, needs
-from mosaickd.engine import distribution
+from mosaickd.engine import checkpoint, distribution
+from mosaickd.engine.device import out_of_memory
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import Progression
 from mosaickd.errors import UserError
-from mosaickd.files import InUse, owned, read_json, remove_temporaries, write_json
+from mosaickd.files import read_json, remove_temporaries, write_atomically, write_json
 from mosaickd.fit import Fit
+from mosaickd.locks import InUse, Lost, owned
 from mosaickd.parallel import share_of_machine
+from mosaickd.provenance import code_version
 
 log = logging.getLogger(__name__)
 
+#: What a run writes; in the order in which `force=true` removes it, as it may be killed there.
 PRODUCTS = (
-    *("checkpoints/last.pt", "checkpoints/best.safetensors", "student.safetensors", "samples"),
-    *("metrics.jsonl", "result.json", "config.json", "teacher", "wandb", "wandb.json"),
+    *("result.json", "student.safetensors", "checkpoints/last.pt", "checkpoints/previous.pt"),
+    *("checkpoints/damaged.pt", "checkpoints/best.safetensors", "samples", "metrics.jsonl"),
+    *("config.json", "teacher", "wandb", "wandb.json"),
 )
 
 
@@ -138,18 +145,15 @@ def run(
         "processes": distribution.world(),
         "versions": versions(),
         "config_hash": config_hash(chosen),
+        "code": code_version(),
+        "data_fingerprint": before.get("data_fingerprint"),
+        "teacher_fingerprint": before.get("teacher_fingerprint"),
         "error": None,
     }
     try:
-        Fit(cfg, folder, interruption, group, result, run).fit()
+        with explained(cfg, folder, result):
+            Fit(cfg, folder, interruption, group, result, run).fit()
         result["status"] = "finished"
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        result["error"] = f"OutOfMemoryError: {reason}"
-        raise UserError(
-            f"out of memory at step {result['steps']}: {reason} Choose a smaller train.batch_size "
-            "or train.eval_batch_size"
-        ) from error
     except Interrupted as stop:
         result |= {"status": "interrupted", "error": str(stop)}
         log.info("%s at step %d; the same command goes on from there", stop, result["steps"])
@@ -160,9 +164,43 @@ def run(
             log.exception("the run in %s failed", folder)
         raise
     finally:
-        if distribution.is_first():
-            write_json(folder / "result.json", result)
+        if distribution.is_first() and not isinstance(sys.exception(), Lost):
+            keep_result(folder, result)
     return result
+
+
+@contextmanager
+def explained(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Iterator[None]:
+    """What the machine lacks (memory, room on the disk) as a UserError: what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}, at step "
+            f"{result['steps']}. What was written before is whole; when that is mended, the same "
+            f"command goes on. hydra.run.dir=FOLDER chooses another place than {folder}"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        size = cfg.dataset.image_size
+        raise UserError(
+            f"out of memory at step {result['steps']} on {result['device']}, with train.batch_size="
+            f"{cfg.train.batch_size} and images of {size}x{size} ({reason}). Lower "
+            "train.batch_size (train.eval_batch_size, if it came while testing), image_size, or "
+            "the size of the networks; train.precision=bf16 halves what a batch takes"
+        ) from error
+
+
+def keep_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write result.json. Where that fails after another error, that one is the one to tell."""
+    failing = sys.exception() is not None
+    try:
+        write_json(folder / "result.json", result)
+    except OSError as error:
+        if not failing:
+            raise
+        log.error("%s could not be written: %s", folder / "result.json", error.strerror or error)
 
 
 def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -171,9 +209,10 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> dict[str, An
     remove_temporaries(folder)
     if cfg.force:
         clear(folder)
-    before: dict[str, Any] = read_json(folder / "result.json") or {}
-    if (folder / "checkpoints" / "last.pt").exists() or before.get("status") == "finished":
-        if changes := config.differences(read_json(folder / "config.json"), chosen):
+    before: dict[str, Any] = read_object(folder / "result.json")
+    begun = checkpoint.exist(folder / "checkpoints" / "last.pt")
+    if begun or before.get("status") == "finished":
+        if changes := config.differences(read_object(folder / "config.json"), chosen):
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(changes[:5])}). "
                 "Choose another folder with hydra.run.dir=FOLDER (of a sweep: "
@@ -200,13 +239,27 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
         log.info("this is now the teacher %s", path)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    content = read_json(path)
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path} holds no JSON object: delete it, or run with force=true")
+    return content or {}
+
+
 def keep_config(cfg: DictConfig, folder: Path) -> None:
     """What Hydra would have written, but only once the run is accepted in its folder."""
-    folder.mkdir(exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml")
+    files = {"config.yaml": cfg}
     if HydraConfig.initialized():
-        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
-        OmegaConf.save({"hydra": HydraConfig.get()}, folder / "hydra.yaml")
+        hydra = HydraConfig.get()
+        files |= {"overrides.yaml": hydra.overrides.task, "hydra.yaml": {"hydra": hydra}}
+    for name, content in files.items():
+        text = OmegaConf.to_yaml(content).encode()
+        write_atomically(folder / name, partial(_write, text))
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def clear(folder: Path) -> None:

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from mosaickd.engine.interruption import Interrupted
-from mosaickd.files import InUse, owned
+from mosaickd.locks import InUse, owned
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,16 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 
 from mosaickd.engine import distribution
 from mosaickd.errors import UserError
 from mosaickd.files import file_digest, read_json, user_cache, write_atomically, write_json
+from mosaickd.locks import one_maker
 from mosaickd.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -48,24 +49,11 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
             "teacher.checkpoint=FILE, or let this run train it (teacher_missing=train)"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-
-    def take() -> bool:
-        """Hold the lock, however long that takes. Is there still something to do?"""
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting for another run that is training %s", path)
-            lock.acquire()
-        return not path.exists()
-
-    try:
-        if distribution.first(take):
+    with distribution.first_holds(partial(one_maker, path.with_suffix(".lock"), str(path))):
+        if not distribution.first(path.exists):  # while this run waited, another may have made it
             log.info("no teacher at %s: training it first, once", path)
             folder = train()
             distribution.first(lambda: install(folder, path))
-    finally:
-        lock.release()
 
 
 def install(run: Path, path: Path) -> None:

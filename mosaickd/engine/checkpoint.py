@@ -1,8 +1,11 @@
-"""Checkpoints: written whole or not at all, read without executing pickled code."""
+"""Checkpoints: written whole or not at all, the one before kept, read without executing code."""
 
 from __future__ import annotations
 
 import copy
+import io
+import logging
+import os
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +17,56 @@ from torch import Tensor
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
 
+log = logging.getLogger(__name__)
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """state: tensors, numbers, texts, lists and dicts of these."""
-    write_atomically(path, lambda file: torch.save(state, file))
+    """The newest checkpoint; what was the newest until now is kept beside it.
+
+    state: tensors, numbers, texts, lists and dicts of these.
+    """
+    content = io.BytesIO()  # torch.save would hide what went wrong with the file: a full disk, say
+    torch.save(state, content)
+    write_atomically(path, lambda file: file.write(content.getbuffer()), before(path))
+
+
+def before(path: Path) -> Path:
+    """Where the checkpoint lies that was the newest before the one at `path`."""
+    return path.with_name(f"previous{path.suffix}")
+
+
+def exist(path: Path) -> bool:
+    """Whether there is a checkpoint to go on from, be it the one before the newest."""
+    return path.exists() or before(path).exists()
+
+
+def newest_readable(path: Path) -> Path | None:
+    """The checkpoint to go on from; None where there is none.
+
+    A damaged newest one is put aside, which the log says, and the one before it taken. Raises
+    UserError where none can be read; nothing is removed.
+    """
+    reasons = []
+    for candidate in (path, before(path)):
+        try:
+            if candidate.exists():
+                load_checkpoint(candidate)
+                break
+        except UserError as error:
+            reasons.append(str(error))
+    else:
+        if reasons:
+            raise UserError(
+                f"{'; '.join(reasons)}. There is no other checkpoint (nothing was deleted): start "
+                "the run anew with force=true, or choose another hydra.run.dir=FOLDER"
+            )
+        return None
+    if reasons:
+        aside = path.with_name(f"damaged{path.suffix}")
+        os.replace(path, aside)
+        log.warning("%s. The run goes on from the checkpoint before it; the damaged one is kept as "
+                    "%s", reasons[0], aside)  # fmt: skip
+    return candidate
 
 
 class CheckpointWriter:
@@ -93,10 +142,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-    return UserError(
-        f"{path} can't be read as a checkpoint ({reason}); delete it, or start the run anew "
-        "with force=true"
-    )
+    return UserError(f"{path} can't be read as a checkpoint ({reason})")
 
 
 class TorchRandom:

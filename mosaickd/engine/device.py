@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
@@ -125,6 +126,26 @@ def compile_network(network: nn.Module, *, frozen: bool) -> None:
             return compiled(*args, **kwargs)
 
     network._compiled_call_impl = call
+
+
+#: How PyTorch says on a CPU, and CUDA's libraries say, that there is no memory; and what sizes
+#: that no memory has come to.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED"
+    r"|size calculation overflowed|numel: integer multiplication overflow",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """In a line what could not be had; None where `error` is about something else."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return lines[0].rstrip(".") if lines else "no memory is left"
+    found = next((line for line in lines if _NO_MEMORY.search(line)), None)
+    if not isinstance(error, RuntimeError) or found is None:
+        return None
+    return found.rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
 
 
 def describe(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, turned into an orderly stop."""
+"""SIGTERM, Ctrl-C and a terminal that is gone (SIGHUP), turned into an orderly stop."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ class Interruption:
             yield self
             return
         numbers: list[signal.Signals] = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)  # of which nohup wants to hear nothing
         numbers += [s for s in signal.Signals if s.name in OTHERS and _function(s)]
         before = {int(n): function for n in numbers if (function := _function(n))}
         blocked = _blocked()

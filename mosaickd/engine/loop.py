@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mosaickd.engine import distribution
-from mosaickd.engine.checkpoint import CheckpointWriter, load_checkpoint
+from mosaickd.engine.checkpoint import CheckpointWriter, load_checkpoint, newest_readable
 from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import eagerly
 from mosaickd.engine.evaluate import Accuracy, evaluate
@@ -29,6 +29,7 @@ from mosaickd.engine.metrics import MetricsFile
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.trackers import Tracker
 from mosaickd.errors import UserError
+from mosaickd.locks import check_owned
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,14 @@ class NonFiniteLoss(UserError):
         )
 
 
+class Term(NamedTuple):
+    """One loss of one turn."""
+
+    name: str  # player/loss
+    value: float
+    weight: float
+
+
 @dataclass
 class Loop:
     """Plays a game to its end, from wherever its run folder's checkpoint says it stands."""
@@ -72,12 +81,14 @@ class Loop:
     eval_every: int
     checkpoint_every: int
     log_every: int
+    check_every: int  # iterations after which a loss that is not finite is noticed, at most
     batch_size: int
     tracker: Tracker
     progress: Progress
     interruption: Interruption
     stateful: Mapping[str, Any]  # anything else with a state: noise that processes share
     private: Mapping[str, Any]  # and random numbers that each process has for itself
+    provenance: Mapping[str, Any]  # what a checkpoint says of settings, code, images and teacher
     draw_samples: Callable[[Path], bool]  # draws the sample grids; False: nothing to draw
     on_best: Callable[[Progression], None]  # called when an evaluation was the best so far
     iterate: Callable[[], list[Played]]  # the game's next iteration, or its captured CUDA graph
@@ -86,7 +97,9 @@ class Loop:
         self.at = Progression()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
         self.writer = CheckpointWriter(self.folder / "checkpoints" / "last.pt")
-        self._pending: list[tuple[int, list[Played]]] = []
+        self._pending: list[tuple[int, list[Played]]] = []  # on the device
+        self._fetched: list[Term] = []
+        self._iterations = 0  # that the fetched losses are of
         self._flushed_at = time.perf_counter()
         self._started = time.perf_counter()
 
@@ -110,6 +123,8 @@ class Loop:
                     self.play()
                     if self.at.step % self.log_every == 0 or self.at.step == 1:
                         self.flush()
+                    elif len(self._pending) >= self.check_every:
+                        self.fetch()
                     self.interruption.check(distribution.highest)
                 self.checkpoint()
             except Interrupted:
@@ -134,32 +149,40 @@ class Loop:
 
     # ------------------------------------------------------------------------------ bookkeeping
 
-    def flush(self) -> None:
-        """Fetch the losses since the last flush in one transfer; check, log and show them."""
-        if not self._pending:
-            return
+    def fetch(self) -> None:
+        """Bring the pending losses from the device in one transfer. Raises NonFiniteLoss."""
         terms = [
-            (step, turn.player, name, turn.weights[name])
+            (step, turn.player, name, turn.weights[name], loss.float())
             for step, played in self._pending
             for turn in played
-            for name in turn.losses
+            for name, loss in turn.losses.items()
         ]
-        losses = [loss for _, played in self._pending for t in played for loss in t.losses.values()]
-        stacked = torch.stack([loss.float() for loss in losses])
+        if not terms:
+            return
+        stacked = torch.stack([loss for *_, loss in terms])
         distribution.average([stacked])
-        values = stacked.tolist()
-        for (step, player, name, _), value in zip(terms, values, strict=True):
+        for (step, player, name, weight, _), value in zip(terms, stacked.tolist(), strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLoss(player, f"loss {name!r} is {value} at step {step}")
+            self._fetched.append(Term(f"{player}/{name}", value, weight))
+        self._iterations += len(self._pending)
+        self._pending.clear()
+
+    def flush(self) -> None:
+        """Check, log and show the losses since the last flush."""
+        self.fetch()
+        if not self._fetched:
+            return
+        check_owned(self.folder)
         now = time.perf_counter()
-        seconds = (now - self._flushed_at) / len(self._pending)
-        self._flushed_at = now
+        seconds = (now - self._flushed_at) / self._iterations
+        self._flushed_at, self._iterations = now, 0
         raw: dict[str, list[float]] = {}
         weighted: dict[str, list[float]] = {}
-        for (_, player, name, weight), value in zip(terms, values, strict=True):
-            raw.setdefault(f"{player}/{name}", []).append(value)
-            weighted.setdefault(f"{player}/{name}", []).append(value * weight)
-        self._pending.clear()
+        for term in self._fetched:
+            raw.setdefault(term.name, []).append(term.value)
+            weighted.setdefault(term.name, []).append(term.value * term.weight)
+        self._fetched.clear()
         means = {name: sum(v) / len(v) for name, v in raw.items()}
         record = {
             "losses": means,
@@ -185,6 +208,7 @@ class Loop:
 
     def evaluate(self) -> None:
         """Measure the student, draw the samples, remember the best."""
+        self.check_weights()  # of ruined ones no accuracy is kept
         with eagerly():
             result = evaluate(
                 self.student,
@@ -215,6 +239,7 @@ class Loop:
         """Everything that a resumed run needs to go on as if it had never stopped."""
         self.flush()  # a non-finite loss must stop the run before it reaches a checkpoint
         self.check_weights()
+        check_owned(self.folder)
         self.count_time()
         own = {name: part.state_dict() for name, part in self.private.items()}
         processes = distribution.gather_states(own)
@@ -222,6 +247,7 @@ class Loop:
             return
         self.writer.save(
             {
+                "provenance": dict(self.provenance),
                 "progression": vars(self.at),
                 "game": self.game.state_dict(),
                 "loaders": self.dealer.state_dict(),
@@ -236,19 +262,21 @@ class Loop:
         self._started = now
 
     def check_weights(self) -> None:
-        """The last step may have ruined weights that no loss has seen yet."""
+        """The last step may have ruined weights, or statistics, that no loss has seen yet."""
         for name, player in self.game.players.items():
-            finite = torch.stack([p.isfinite().all() for p in player.parameters])
+            state = [*player.parameters, *player.module.buffers()]
+            finite = torch.stack([s.isfinite().all() for s in state if s.is_floating_point()])
             if not finite.all():
                 raise NonFiniteLoss(name, f"weights are not finite after step {self.at.step}")
 
     def resume(self) -> None:
-        """Go on from the folder's last checkpoint, if it has one."""
-        path = self.writer.path
-        if not distribution.first(path.exists):
+        """Go on from the folder's newest checkpoint that can be read, if it has one."""
+        path = distribution.first(lambda: newest_readable(self.writer.path))
+        if path is None:
             self.truncate_metrics()
             return
         state = load_checkpoint(path)
+        self.check_provenance(path, state.get("provenance", {}))
         try:
             self.game.load_state_dict(state["game"])
             self.dealer.load_state_dict(state["loaders"])
@@ -256,13 +284,30 @@ class Loop:
                 part.load_state_dict(state["stateful"][name])
             self.at = Progression(**state["progression"])
             self.resume_private(state["processes"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} does not fit this run ({error}); "
                 "start anew with force=true, or choose another hydra.run.dir=FOLDER"
             ) from error
         self.truncate_metrics()
         log.info("resumed at step %d of %d", self.at.step, self.steps)
+
+    def check_provenance(self, path: Path, before: Mapping[str, Any]) -> None:
+        """A run goes on with the images and the teacher that it began with, or not at all."""
+        changed = [
+            f"{key}: {before[key]} -> {now}"
+            for key, now in self.provenance.items()
+            if key in before and before[key] != now and key != "code"
+        ]
+        if changed:
+            raise UserError(
+                f"{path} was made with other images, another teacher or other settings "
+                f"({'; '.join(changed)}). Bring back what it was begun with, choose another "
+                "hydra.run.dir=FOLDER, or start anew with force=true"
+            )
+        if before.get("code", self.provenance.get("code")) != self.provenance.get("code"):
+            log.warning("%s was written by other code (%s) than now goes on with it (%s)",
+                        path, before["code"], self.provenance["code"])  # fmt: skip
 
     def resume_private(self, processes: list[dict[str, Any]]) -> None:
         """Each process takes up its own random numbers, if they are as many as they were."""

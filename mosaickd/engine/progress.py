@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from rich import progress
 from rich.console import Console, RenderableType
@@ -20,8 +22,25 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+
+class Terminal:
+    """Standard output, of which nothing is left when a terminal closes: a run goes on without."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:  # isatty, fileno, encoding
+        return getattr(sys.stdout, name)
+
+
 #: All that a person sees goes through one console, so that lines and the bar don't collide.
-console = Console(highlight=False)
+console = Console(highlight=False, file=cast(IO[str], Terminal()))
 
 #: False: lines instead of bars also in a terminal.
 bars = True

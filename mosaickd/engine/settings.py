@@ -33,6 +33,7 @@ class TrainSettings:
     eval_every: int | None = setting(None, low=1)  # null: once an epoch
     checkpoint_every: int | None = setting(None, low=1)  # null: as often as it evaluates
     log_every: int = setting(20, low=1)
+    check_every: int = setting(20, low=1)  # within so many a loss that is not finite stops the run
     eval_batch_size: int = setting(500, low=1)
     clip: float | None = setting(None, low=0, above=True)  # a turn's largest gradient norm
     precision: Precision = Precision.auto

@@ -1,0 +1,142 @@
+"""One process at a time, on this machine or on any other that sees the same folder.
+
+A lock is a small file that names its holder (process, machine) and that the holder touches every
+few seconds. A holder that died is succeeded: on the same machine at once; elsewhere when the file
+has not been touched for `LEASE` seconds of the successor's own clock. Clocks of different machines
+are never compared, nor does a jump of one matter.
+
+filelock's leases do this: kernel locks are not shared between machines on every file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import SoftFileLease, Timeout
+
+from mosaickd.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LEASE = 60.0  # seconds without a sign of life; above what network file systems remember of a file
+HEARTBEAT = 5.0  # seconds between signs of life
+
+#: The file that says whose a run's folder is.
+OWNER = ".owner"
+
+_owned: dict[Path, SoftFileLease] = {}
+
+
+class InUse(UserError):
+    """A folder belongs to another process at the moment."""
+
+
+class Lost(UserError):
+    """A folder that this process owned is gone, or another process's: nothing may be written."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. Raises InUse where another process, which is named, does.
+
+    Whether a process of another machine lives takes up to `LEASE` seconds to see.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    lease = _lease(folder / OWNER)
+    if not _taken(lease):
+        raise InUse(
+            f"{folder} is in use by {_holder(lease)}: wait until it ends, or choose another "
+            "folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
+        )
+    _owned[folder] = lease
+    try:
+        yield
+    finally:
+        del _owned[folder]
+        lease.release()
+
+
+def check_owned(folder: Path) -> None:
+    """Raise Lost if this process held `folder` and no longer does."""
+    lease = _owned.get(folder.absolute())
+    if lease is None:
+        return
+    if not folder.is_dir():
+        raise Lost(f"{folder} is gone, removed while the run was using it; stopped")
+    if lease.compromise is not None or not os.path.exists(lease.lock_file):
+        raise Lost(
+            f"{folder} is no longer this process's: {_holder(lease)} has taken it over, as after "
+            f"{LEASE:.0f} s without a sign of life, or {OWNER} was removed from it; stopped, and "
+            "nothing more was written there"
+        )
+
+
+@contextmanager
+def one_maker(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for whoever has it; what is being made is for messages.
+
+    Raises OSError where locks can't be had.
+    """
+    lease = _lease(path)
+    try:
+        try:
+            lease.acquire(timeout=0)
+        except Timeout:
+            log.info("%s: waiting for %s, which is making it (%s)", what, _holder(lease), path)
+            lease.acquire()
+    except NotImplementedError as error:  # a file system that can't
+        raise OSError(errno.ENOLCK, str(error)) from error
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _lease(path: Path) -> SoftFileLease:
+    return SoftFileLease(
+        path,
+        lease_duration=LEASE,
+        heartbeat_interval=HEARTBEAT,
+        poll_interval=0.1,
+        thread_local=False,
+    )
+
+
+def _taken(lease: SoftFileLease) -> bool:
+    """Take it, unless someone who lives has it."""
+    try:
+        lease.acquire(timeout=0)
+        return True
+    except Timeout:
+        owner = lease.owner
+    if owner is not None and owner.hostname == socket.gethostname():
+        return False  # a process that this machine has: a dead one would have been succeeded
+    seen = _touched(lease)
+    log.info("%s is held by %s: looking for a sign of life, %.0f s at most",
+             lease.lock_file, _holder(lease), LEASE)  # fmt: skip
+    try:
+        lease.acquire(timeout=2 * LEASE, cancel_check=lambda: _touched(lease) != seen)
+    except Timeout:
+        return False
+    return True
+
+
+def _touched(lease: SoftFileLease) -> tuple[int, int] | None:
+    """What changes with each sign of life; None while nobody holds it."""
+    try:
+        status = os.stat(lease.lock_file)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _holder(lease: SoftFileLease) -> str:
+    owner = lease.owner
+    return f"process {owner.pid} on {owner.hostname}" if owner else "another process"
