@@ -1,0 +1,31 @@
+"""What a process forked by `forked` finds imported: all that takes time, and nothing of a run.
+
+(Not mosaickd.task, which looks at the command line as it is imported.)
+"""
+
+from __future__ import annotations
+
+import matplotlib.font_manager  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+import safetensors.torch  # noqa: F401
+import torch
+import torch._dynamo  # by optimizers
+import torchvision  # noqa: F401
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+
+import mosaickd.command_line
+import mosaickd.data.cifar
+import mosaickd.data.folder
+import mosaickd.data.glyphs
+import mosaickd.data.imagenet
+import mosaickd.data.parquet
+import mosaickd.engine.trackers
+import mosaickd.launch
+import mosaickd.models.discriminator
+import mosaickd.models.generator
+import mosaickd.models.wresnet  # noqa: F401
+
+torch.set_num_threads(1)
+Plugins.instance()
+OverridesParser.create()
