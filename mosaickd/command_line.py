@@ -81,12 +81,11 @@ def run_command(main: Callable[[], Any]) -> None:
         said = " ".join(str(error).partition("\n---")[0].split())  # no traceback
         _fail(f"a process of the sweep ended early; the same command goes on. {said}", 1)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        _fail(
-            f"{error.strerror or error}{where}. If this is the run's folder, is it writable? "
-            "hydra.run.dir=FOLDER chooses another",
-            1,
-        )
+        _fail_to_write(error)
+    except ValueError as error:  # how logging wraps what kept it from opening run.log
+        if not isinstance(error.__cause__, OSError):
+            raise
+        _fail_to_write(error.__cause__)
 
 
 class SweepSummary(Callback):
@@ -190,6 +189,15 @@ def _known_keys() -> Iterator[str]:
                 yield from walk(child, f"{path}{name}.")
 
     yield from walk(cfg, "")
+
+
+def _fail_to_write(error: OSError) -> None:
+    where = f": {error.filename}" if error.filename else ""
+    _fail(
+        f"{error.strerror or error}{where}. If this is the run's folder, is it writable? "
+        "hydra.run.dir=FOLDER chooses another",
+        1,
+    )
 
 
 def _fail(message: str, code: int) -> None:

@@ -57,7 +57,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
             leave_talking_to_the_first()
         distribution.first(lambda: check(cfg))
         owning = distribution.first_holds(partial(owned, folder))
-        with interruption.handling(), owning, share_of_machine(cfg):
+        with explained(cfg, folder, {}), interruption.handling(), owning, share_of_machine(cfg):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
     except InUse as error:
@@ -171,25 +171,33 @@ def run(
 
 @contextmanager
 def explained(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Iterator[None]:
-    """What the machine lacks (memory, room on the disk) as a UserError: what to do about it."""
+    """What the machine lacks (memory, room on the disk) as a UserError: what to do about it.
+
+    result: of a run under way, or empty.
+    """
     try:
         yield
     except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
         raise UserError(
-            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}, at step "
-            f"{result['steps']}. What was written before is whole; when that is mended, the same "
-            f"command goes on. hydra.run.dir=FOLDER chooses another place than {folder}"
+            f"{error.strerror or error}{where}{at_step(result)}. What was written before is whole, "
+            "and the same command goes on from there when that is mended; "
+            f"hydra.run.dir=FOLDER chooses another place than {folder}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if (reason := out_of_memory(error)) is None:
             raise
         size = cfg.dataset.image_size
         raise UserError(
-            f"out of memory at step {result['steps']} on {result['device']}, with train.batch_size="
-            f"{cfg.train.batch_size} and images of {size}x{size} ({reason}). Lower "
-            "train.batch_size (train.eval_batch_size, if it came while testing), image_size, or "
+            f"out of memory{at_step(result)}, with train.batch_size={cfg.train.batch_size} and "
+            f"images of {size}x{size} on {result.get('device') or cfg.device} ({reason}). Lower "
+            "train.batch_size (train.eval_batch_size, if it came while testing), image_size or "
             "the size of the networks; train.precision=bf16 halves what a batch takes"
         ) from error
+
+
+def at_step(result: dict[str, Any]) -> str:
+    return f" at step {result['steps']}" if "steps" in result else ""
 
 
 def keep_result(folder: Path, result: dict[str, Any]) -> None:
@@ -249,7 +257,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def keep_config(cfg: DictConfig, folder: Path) -> None:
     """What Hydra would have written, but only once the run is accepted in its folder."""
-    files = {"config.yaml": cfg}
+    files: dict[str, Any] = {"config.yaml": cfg}
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         files |= {"overrides.yaml": hydra.overrides.task, "hydra.yaml": {"hydra": hydra}}

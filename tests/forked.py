@@ -77,6 +77,8 @@ class Forked:
             forkserver.ensure_running()
         out, err = (self.logs / f"{self.count}.{name}" for name in ("out", "err"))
         self.count += 1
+        out.touch()  # a process that is killed at once leaves no output
+        err.touch()
         given = (self.folder, out, err, environment | dict(env or {}), arguments, before)
         process = CONTEXT.Process(target=play, args=given)
         process.start()

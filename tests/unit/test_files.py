@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from mosaickd.engine.checkpoint import load_checkpoint, save_checkpoint
 from mosaickd.engine.metrics import MetricsFile
 from mosaickd.errors import UserError
-from mosaickd.files import owned, read_json, write_atomically, write_json
+from mosaickd.files import read_json, write_atomically, write_json
 
 # ---------------------------------------------------------------------------------- atomic writes
 
@@ -104,12 +102,10 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.9, -1])
-def test_a_truncated_checkpoint_names_the_file_and_the_way_out(
-    checkpoint: Path, keep: float
-) -> None:
+def test_a_truncated_checkpoint_names_the_file(checkpoint: Path, keep: float) -> None:
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)])
-    with pytest.raises(UserError, match=r"last\.pt.*force=true"):
+    with pytest.raises(UserError, match=r"last\.pt"):
         load_checkpoint(checkpoint)
 
 
@@ -166,39 +162,3 @@ def test_metrics_after_the_checkpoint_and_half_lines_are_dropped_on_resume(tmp_p
     assert lines == [
         {"step": 1, "loss": 0.1}, {"step": 20, "loss": 2.0}, {"step": 40, "loss": 0.5},
     ]  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------- ownership
-
-HOLD = """
-import sys
-from pathlib import Path
-from mosaickd.files import owned
-with owned(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_second_process_is_refused_until_the_first_ends_however_it_ends(tmp_path: Path) -> None:
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=r"in use by another process"), owned(tmp_path):
-            pass
-    finally:
-        other.kill()
-        other.communicate()
-    with owned(tmp_path):
-        pass  # the killed process holds nothing
-
-
-def test_the_folder_is_free_after_an_error_inside(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), owned(tmp_path):
-        raise ZeroDivisionError
-    with owned(tmp_path):
-        pass

@@ -1,0 +1,198 @@
+"""Folders with one owner: the second is refused by name, the dead are succeeded, also elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+from mosaickd import locks
+from mosaickd.errors import UserError
+from mosaickd.locks import OWNER, InUse, Lost, check_owned, one_maker, owned
+
+HOLD = """
+import sys
+from pathlib import Path
+from mosaickd import locks
+with locks.{how}(Path(sys.argv[1]){more}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(path: Path, how: str = "owned", more: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds it."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(how=how, more=more), str(path)],
+        cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        yield other
+    finally:
+        other.kill()
+        other.communicate()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds become tenths."""
+    monkeypatch.setattr(locks, "LEASE", 1.0)
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
+
+
+def elsewhere(folder: Path, lease: float = 1.0) -> Path:
+    """The mark of a process on another machine."""
+    mark = folder / OWNER
+    mark.write_text(f"filelock/2\npid=7\nhost=faraway\nmode=lease\ntoken=ab\nduration={lease!r}\n")
+    return mark
+
+
+def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path: Path) -> None:
+    with holding(tmp_path) as other:
+        with pytest.raises(InUse) as refused, owned(tmp_path):
+            pass
+        assert f"in use by process {other.pid} on {socket.gethostname()}" in str(refused.value)
+    with owned(tmp_path):
+        pass  # at once, though the killed process has left its mark
+    assert not (tmp_path / OWNER).exists()
+
+
+def test_the_folder_is_free_after_an_error_inside(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), owned(tmp_path):
+        raise ZeroDivisionError
+    with owned(tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_process_elsewhere_that_gives_signs_of_life_is_left_alone(tmp_path: Path) -> None:
+    mark = elsewhere(tmp_path)
+    stop = threading.Event()
+
+    def live() -> None:
+        while not stop.wait(0.1):
+            os.utime(mark)
+
+    alive = threading.Thread(target=live)
+    alive.start()
+    try:
+        with pytest.raises(InUse, match="process 7 on faraway"), owned(tmp_path):
+            pass
+    finally:
+        stop.set()
+        alive.join()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("touched", [0.0, 1e10], ids=["long ago", "in the future"])
+def test_a_process_elsewhere_that_died_is_succeeded_whatever_the_clocks_say(
+    tmp_path: Path, touched: float
+) -> None:
+    os.utime(elsewhere(tmp_path), (touched, touched))
+    began = time.monotonic()
+    with owned(tmp_path):
+        assert time.monotonic() - began >= 1.0, "not before it has been silent for the whole lease"
+        check_owned(tmp_path)
+
+
+def test_a_mark_that_was_left_half_written_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / OWNER).write_text("filelock/2\npid=1")
+    with owned(tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_was_succeeded_notices(tmp_path: Path) -> None:
+    with owned(tmp_path):
+        check_owned(tmp_path)
+        (tmp_path / OWNER).unlink()
+        elsewhere(tmp_path)
+        time.sleep(0.5)
+        with pytest.raises(Lost, match="process 7 on faraway has taken it over"):
+            check_owned(tmp_path)
+    assert "faraway" in (tmp_path / OWNER).read_text(), "the mark is its successor's to remove"
+
+
+def test_who_owns_a_folder_that_is_gone_notices(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with owned(folder):
+        shutil.rmtree(folder)
+        with pytest.raises(Lost, match="is gone"):
+            check_owned(folder)
+    assert not folder.exists()
+    check_owned(folder)  # nobody's
+
+
+def test_makers_wait_for_each_other_and_take_over_from_one_that_was_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "made.lock"
+    done: list[str] = []
+
+    def make() -> None:
+        with one_maker(path, "the images"):
+            done.append("made")
+
+    with holding(path, "one_maker", ", 'the images'") as other, caplog.at_level("INFO"):
+        waiting = threading.Thread(target=make)
+        waiting.start()
+        time.sleep(0.5)
+        assert not done
+        assert f"the images: waiting for process {other.pid}" in caplog.text
+        other.kill()
+        other.wait()
+        waiting.join(10)
+        assert done == ["made"]
+
+
+def test_a_folder_that_takes_no_lock_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises((OSError, UserError)), owned(tmp_path / "file"):
+        pass
+
+
+#: A second machine: its own name, and a file of its own in the place of the kernel's locks' one.
+OTHER_MACHINE = """
+hostname faraway
+exec {python} -c "$0" "$@"
+"""
+
+
+@pytest.mark.slow
+def test_between_machines_for_real(tmp_path: Path) -> None:
+    """In a UTS namespace of its own, a process has another machine's name."""
+    unshare = ["unshare", "--uts"] if os.getuid() == 0 else ["unshare", "--user", "-r", "--uts"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode:
+        pytest.skip("needs a namespace of its own")
+    script = OTHER_MACHINE.format(python=sys.executable)
+    hold = HOLD.format(how="owned", more="")
+    other = subprocess.Popen(
+        [*unshare, "sh", "-c", script, hold, str(tmp_path)],
+        cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        began = time.monotonic()
+        with pytest.raises(InUse, match="on faraway"), owned(tmp_path):
+            pass
+        assert time.monotonic() - began < 3 * locks.HEARTBEAT
+    finally:
+        other.kill()
+        other.communicate()
+    began = time.monotonic()
+    with owned(tmp_path):
+        assert time.monotonic() - began > locks.LEASE - locks.HEARTBEAT
