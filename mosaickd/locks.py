@@ -30,7 +30,8 @@ HEARTBEAT = 5.0  # seconds between signs of life
 #: The file that says whose a run's folder is.
 OWNER = ".owner"
 
-_owned: dict[Path, SoftFileLease] = {}
+#: What this process holds, and which file it was that said so.
+_owned: dict[Path, tuple[SoftFileLease, int]] = {}
 
 
 class InUse(UserError):
@@ -50,12 +51,14 @@ def owned(folder: Path) -> Iterator[None]:
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     lease = _lease(folder / OWNER)
-    if not _taken(lease):
+    with _named(lease):
+        taken = _taken(lease)
+    if not taken:
         raise InUse(
             f"{folder} is in use by {_holder(lease)}: wait until it ends, or choose another "
             "folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
         )
-    _owned[folder] = lease
+    _owned[folder] = lease, os.stat(lease.lock_file).st_ino
     try:
         yield
     finally:
@@ -65,12 +68,13 @@ def owned(folder: Path) -> Iterator[None]:
 
 def check_owned(folder: Path) -> None:
     """Raise Lost if this process held `folder` and no longer does."""
-    lease = _owned.get(folder.absolute())
-    if lease is None:
+    if folder.absolute() not in _owned:
         return
+    lease, ours = _owned[folder.absolute()]
     if not folder.is_dir():
         raise Lost(f"{folder} is gone, removed while the run was using it; stopped")
-    if lease.compromise is not None or not os.path.exists(lease.lock_file):
+    touched = _touched(lease)
+    if lease.compromise is not None or touched is None or touched[0] != ours:
         raise Lost(
             f"{folder} is no longer this process's: {_holder(lease)} has taken it over, as after "
             f"{LEASE:.0f} s without a sign of life, or {OWNER} was removed from it; stopped, and "
@@ -85,14 +89,12 @@ def one_maker(path: Path, what: str) -> Iterator[None]:
     Raises OSError where locks can't be had.
     """
     lease = _lease(path)
-    try:
+    with _named(lease):
         try:
             lease.acquire(timeout=0)
         except Timeout:
             log.info("%s: waiting for %s, which is making it (%s)", what, _holder(lease), path)
             lease.acquire()
-    except NotImplementedError as error:  # a file system that can't
-        raise OSError(errno.ENOLCK, str(error)) from error
     try:
         yield
     finally:
@@ -107,6 +109,18 @@ def _lease(path: Path) -> SoftFileLease:
         poll_interval=0.1,
         thread_local=False,
     )
+
+
+@contextmanager
+def _named(lease: SoftFileLease) -> Iterator[None]:
+    """An OSError inside names the file."""
+    try:
+        yield
+    except NotImplementedError as error:  # a file system that can't
+        raise OSError(errno.ENOLCK, str(error), lease.lock_file) from error
+    except OSError as error:
+        error.filename = error.filename or lease.lock_file
+        raise
 
 
 def _taken(lease: SoftFileLease) -> bool:
@@ -129,7 +143,7 @@ def _taken(lease: SoftFileLease) -> bool:
 
 
 def _touched(lease: SoftFileLease) -> tuple[int, int] | None:
-    """What changes with each sign of life; None while nobody holds it."""
+    """Which file it is, and what changes with each sign of life; None while nobody holds it."""
     try:
         status = os.stat(lease.lock_file)
     except FileNotFoundError:

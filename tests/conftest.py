@@ -211,6 +211,17 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     stop(command)
 
 
+@pytest.fixture
+def forked(tmp_path: Path) -> Any:
+    """The same in processes that start at once (tests/forked.py says what differs)."""
+    from forked import Forked
+
+    work, logs = tmp_path / "work", tmp_path / "logs"
+    work.mkdir()
+    logs.mkdir()
+    return Forked(work, logs)
+
+
 @pytest.fixture(scope="session")
 def shared_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     command = new_cli(tmp_path_factory.mktemp("shared"))

@@ -45,6 +45,13 @@ class Running:
             raise TimeoutError(f"still running after {timeout:g} s:\n{self.outcome().text}")
         return self.outcome()
 
+    def until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that the process should bring about."""
+        while not happened():
+            assert self.process.is_alive(), f"ended early:\n{self.outcome().text}"
+            assert time.monotonic() - self.began < PATIENCE, self.outcome().text
+            time.sleep(0.005)
+
     def kill(self) -> Outcome:
         self.process.kill()
         self.process.join()
@@ -83,6 +90,25 @@ class Forked:
         process = CONTEXT.Process(target=play, args=given)
         process.start()
         return Running(process, out, err)
+
+
+def refused(run: Running, *words: str) -> str:
+    """The one message of a run that ends with 1."""
+    outcome = run.wait()
+    assert outcome.code == 1, outcome.text
+    assert "Traceback" not in outcome.text
+    message = outcome.err[outcome.err.index("error: ") :]
+    for word in words:
+        assert word in message, message
+    return message
+
+
+def finish(run: Running) -> str:
+    """What a run that ends well has said."""
+    outcome = run.wait()
+    assert outcome.code == 0, outcome.text
+    assert "Traceback" not in outcome.text
+    return outcome.text
 
 
 HERE = [str(Path(__file__).parent)]

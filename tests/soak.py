@@ -131,7 +131,7 @@ def strike(forked: Forked, words: list[str], chance: random.Random, usual: float
                          + ["SIGTERM", "SIGHUP"])  # fmt: skip
     if kind == "SIGKILL at a file operation":
         run = forked.start(
-            *words, env={"DIE_AT": str(chance.randint(1, 120))}, before=die_at_an_operation
+            *words, env={"DIE_AT": str(chance.randint(1, 60))}, before=die_at_an_operation
         )
     else:
         run = forked.start(*words)

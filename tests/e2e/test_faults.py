@@ -11,54 +11,18 @@ import pty
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Tiny, metrics, read_json
-from forked import Forked, Running
+from conftest import Tiny, metrics, read_json
+from forked import Forked, finish, refused
 
 #: A run that is long enough to be met in its middle; it saves all the time.
 CADENCE = ["train.eval_every=8", "train.log_every=3", "train.checkpoint_every=2"]
 SHORT = ["train.steps=16", *CADENCE]
 LONG = ["train.steps=4000", *CADENCE]
-
-
-@pytest.fixture
-def run_py(tmp_path: Path) -> Forked:
-    work, logs = tmp_path / "work", tmp_path / "logs"
-    work.mkdir()
-    logs.mkdir()
-    return Forked(work, logs)
-
-
-def until(run: Running, happened: Callable[[], bool]) -> None:
-    """Wait for something that the process should bring about."""
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert run.process.is_alive(), run.outcome().text
-        assert time.monotonic() < deadline, run.outcome().text
-        time.sleep(0.01)
-
-
-def refused(run: Running, *words: str) -> str:
-    """The one message of a run that ends with 1."""
-    outcome = run.wait()
-    assert outcome.code == 1, outcome.text
-    assert "Traceback" not in outcome.text
-    message = outcome.err[outcome.err.index("error: ") :]
-    for word in words:
-        assert word in message, message
-    return message
-
-
-def finish(run: Running) -> str:
-    outcome = run.wait()
-    assert outcome.code == 0, outcome.text
-    assert "Traceback" not in outcome.text
-    return outcome.text
 
 
 def student(folder: Path) -> bytes:
@@ -79,10 +43,10 @@ def untroubled(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
-def test_signals_stop_in_order(run_py: Forked, tiny: Tiny, number: int, code: int) -> None:
-    run = run_py.start(*tiny.distil("kd", *LONG), "hydra.run.dir=run")
-    folder = run_py.folder / "run"
-    until(run, (folder / "checkpoints" / "last.pt").exists)
+def test_signals_stop_in_order(forked: Forked, tiny: Tiny, number: int, code: int) -> None:
+    run = forked.start(*tiny.distil("kd", *LONG), "hydra.run.dir=run")
+    folder = forked.folder / "run"
+    run.until((folder / "checkpoints" / "last.pt").exists)
     os.kill(run.pid, number)
     outcome = run.wait()
     assert outcome.code == code, outcome.text
@@ -92,25 +56,25 @@ def test_signals_stop_in_order(run_py: Forked, tiny: Tiny, number: int, code: in
 
 
 def test_ctrl_c_twice_ends_at_once_and_loses_little(
-    run_py: Forked, tiny: Tiny, untroubled: Path
+    forked: Forked, tiny: Tiny, untroubled: Path
 ) -> None:
     same = [*tiny.distil("kd", *SHORT), "hydra.run.dir=run"]
-    run = run_py.start(*same)
-    folder = run_py.folder / "run"
-    until(run, (folder / "checkpoints" / "last.pt").exists)
+    run = forked.start(*same)
+    folder = forked.folder / "run"
+    run.until((folder / "checkpoints" / "last.pt").exists)
     for _ in range(2):
         os.kill(run.pid, signal.SIGINT)
     outcome = run.wait()
     assert outcome.code in (-signal.SIGINT, 130), outcome.text
     assert "Traceback" not in outcome.text
-    assert "resumed at step" in finish(run_py.start(*same))
+    assert "resumed at step" in finish(forked.start(*same))
     assert student(folder) == student(untroubled)
 
 
-def test_nohup_is_respected(run_py: Forked, tiny: Tiny, untroubled: Path) -> None:
-    run = run_py.start(*tiny.distil("kd", *SHORT), "hydra.run.dir=run", before=as_nohup_does)
-    folder = run_py.folder / "run"
-    until(run, (folder / "checkpoints" / "last.pt").exists)
+def test_nohup_is_respected(forked: Forked, tiny: Tiny, untroubled: Path) -> None:
+    run = forked.start(*tiny.distil("kd", *SHORT), "hydra.run.dir=run", before=as_nohup_does)
+    folder = forked.folder / "run"
+    run.until((folder / "checkpoints" / "last.pt").exists)
     os.kill(run.pid, signal.SIGHUP)
     finish(run)
     assert student(folder) == student(untroubled)
@@ -120,16 +84,16 @@ def as_nohup_does() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def test_a_terminal_that_closes_leaves_a_checkpoint(run_py: Forked, tiny: Tiny) -> None:
+def test_a_terminal_that_closes_leaves_a_checkpoint(forked: Forked, tiny: Tiny) -> None:
     """The window is closed: SIGHUP, and nobody takes what is printed."""
     ours, theirs = pty.openpty()
     name = os.ttyname(theirs)
-    run = run_py.start(
+    run = forked.start(
         *tiny.distil("kd", *LONG), "hydra.run.dir=run",
         env={"TERMINAL": name, "TERM": "xterm"}, before=move_to_terminal,
     )  # fmt: skip
-    folder = run_py.folder / "run"
-    until(run, (folder / "checkpoints" / "last.pt").exists)
+    folder = forked.folder / "run"
+    run.until((folder / "checkpoints" / "last.pt").exists)
     os.close(theirs)
     os.close(ours)
     outcome = run.wait()
@@ -174,26 +138,26 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_disk_that_fills_up_while_a_run_lasts(
-    run_py: Forked, tiny: Tiny, small_disk: Path, untroubled: Path
+    forked: Forked, tiny: Tiny, small_disk: Path, untroubled: Path
 ) -> None:
     folder = small_disk / "run"
     same = [*tiny.distil("kd", *SHORT), f"hydra.run.dir={folder}"]
-    run = run_py.start(*same)
-    until(run, (folder / "checkpoints" / "last.pt").exists)
+    run = forked.start(*same)
+    run.until((folder / "checkpoints" / "last.pt").exists)
     os.kill(run.pid, signal.SIGSTOP)
     filler = fill(small_disk)
     os.kill(run.pid, signal.SIGCONT)
     refused(run, "No space left on device", str(folder), "same command goes on")
     assert not list(folder.rglob("*.tmp"))
     filler.unlink()
-    assert "resumed at step" in finish(run_py.start(*same))
+    assert "resumed at step" in finish(forked.start(*same))
     assert student(folder) == student(untroubled)
     assert [line["step"] for line in metrics(folder)] == [m["step"] for m in metrics(untroubled)]
 
 
 @pytest.mark.parametrize("what", ["run", "teachers_dir", "ood.root"])
 def test_a_disk_that_is_full_from_the_start(
-    run_py: Forked, tiny: Tiny, small_disk: Path, what: str
+    forked: Forked, tiny: Tiny, small_disk: Path, what: str
 ) -> None:
     filler = fill(small_disk)
     place = small_disk / "place"
@@ -204,28 +168,28 @@ def test_a_disk_that_is_full_from_the_start(
     }[what]
     whole = [*tiny.distil("kd", "train.epochs=1"), "dataset.recipe.epochs=1",
              "dataset.recipe.batch_size=48", *options]  # fmt: skip
-    run = run_py.start(*whole)
+    run = forked.start(*whole)
     if what == "ood.root":
         said = finish(run)  # what can't be kept is drawn again
         assert "not cached" in said
     else:
         refused(run, "No space left on device", str(place))
     filler.unlink()
-    finish(run_py.start(*whole))
+    finish(forked.start(*whole))
 
 
-def test_an_output_folder_that_is_read_only(run_py: Forked, tiny: Tiny, small_disk: Path) -> None:
+def test_an_output_folder_that_is_read_only(forked: Forked, tiny: Tiny, small_disk: Path) -> None:
     (small_disk / "run").mkdir()
     for place in (small_disk / "run", small_disk / "new"):
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-        run = run_py.start(*tiny.distil("kd", *SHORT), f"hydra.run.dir={place}")
+        run = forked.start(*tiny.distil("kd", *SHORT), f"hydra.run.dir={place}")
         refused(run, "Read-only file system", str(place), "hydra.run.dir")
 
 
-def test_a_folder_that_disappears_is_noticed_and_not_made_again(run_py: Forked, tiny: Tiny) -> None:
-    run = run_py.start(*tiny.distil("kd", *LONG), "hydra.run.dir=run")
-    folder = run_py.folder / "run"
-    until(run, (folder / "checkpoints" / "last.pt").exists)
+def test_a_folder_that_disappears_is_noticed_and_not_made_again(forked: Forked, tiny: Tiny) -> None:
+    run = forked.start(*tiny.distil("kd", *LONG), "hydra.run.dir=run")
+    folder = forked.folder / "run"
+    run.until((folder / "checkpoints" / "last.pt").exists)
     os.kill(run.pid, signal.SIGSTOP)
     shutil.rmtree(folder)
     os.kill(run.pid, signal.SIGCONT)
@@ -245,22 +209,22 @@ def damage(path: Path, where: float) -> None:
 
 
 @pytest.fixture
-def stopped(run_py: Forked, tiny: Tiny) -> tuple[Path, list[str]]:
+def stopped(forked: Forked, tiny: Tiny) -> tuple[Path, list[str]]:
     """A run that was stopped after some checkpoints, and its command."""
     same = [*tiny.distil("kd", *SHORT), "hydra.run.dir=run"]
-    folder = run_py.folder / "run"
-    run = run_py.start(*same)
-    until(run, (folder / "checkpoints" / "previous.pt").exists)
+    folder = forked.folder / "run"
+    run = forked.start(*same)
+    run.until((folder / "checkpoints" / "previous.pt").exists)
     run.kill()
     return folder, same
 
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
-    run_py: Forked, stopped: tuple[Path, list[str]], untroubled: Path
+    forked: Forked, stopped: tuple[Path, list[str]], untroubled: Path
 ) -> None:
     folder, same = stopped
     damage(folder / "checkpoints" / "last.pt", 0.6)
-    said = finish(run_py.start(*same))
+    said = finish(forked.start(*same))
     assert f"{folder / 'checkpoints' / 'last.pt'} can't be read as a checkpoint" in said
     assert "goes on from the checkpoint before it" in said
     assert "resumed at step" in said
@@ -269,16 +233,16 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
 
 
 def test_two_damaged_checkpoints_are_named_and_kept(
-    run_py: Forked, stopped: tuple[Path, list[str]]
+    forked: Forked, stopped: tuple[Path, list[str]]
 ) -> None:
     folder, same = stopped
     files = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt")]
     for path in files:
         damage(path, 0.4)
     before = [path.read_bytes() for path in files]
-    refused(run_py.start(*same), *map(str, files), "force=true", "nothing was deleted")
+    refused(forked.start(*same), *map(str, files), "force=true", "nothing was deleted")
     assert [path.read_bytes() for path in files] == before
-    finish(run_py.start(*same, "force=true"))
+    finish(forked.start(*same, "force=true"))
 
 
 # -------------------------------------------------------------------------- clocks, memory, numbers
@@ -343,47 +307,47 @@ def test_a_clock_that_jumps(cli: Any, tmp_path: Path, tiny: Tiny, untroubled: Pa
     assert 0 < read_json(folder / "result.json")["seconds"] < 600
 
 
-def test_no_memory_says_what_to_lower_and_the_sweep_goes_on(run_py: Forked, tiny: Tiny) -> None:
+def test_no_memory_says_what_to_lower_and_the_sweep_goes_on(forked: Forked, tiny: Tiny) -> None:
     chosen = [a for a in tiny.mosaic() if not a.startswith(("ood.", "train.batch_size"))]
     cells = ["method=dfq", "~ood", "train.steps=2", "train.batch_size=1000000000,4"]
     sweep = ["hydra.sweep.dir=sweep", "hydra.sweep.subdir=${train.batch_size}"]
-    outcome = run_py.start("-m", *chosen, *cells, *sweep).wait()
+    outcome = forked.start("-m", *chosen, *cells, *sweep).wait()
     assert outcome.code == 1, outcome.text
     assert "Traceback" not in outcome.text
     (said,) = [line for line in outcome.out.splitlines() if "out of memory" in line]
     for words in ("train.batch_size=1000000000", "16x16", "Lower train.batch_size"):
         assert words in said
-    results = [read_json(run_py.folder / "sweep" / size / "result.json")
+    results = [read_json(forked.folder / "sweep" / size / "result.json")
                for size in ("1000000000", "4")]  # fmt: skip
     assert [result["status"] for result in results] == ["failed", "finished"]
     assert "out of memory" in results[0]["error"]
 
 
 def test_a_loss_that_is_not_finite_stops_within_the_set_number_of_steps(
-    run_py: Forked, tiny: Tiny
+    forked: Forked, tiny: Tiny
 ) -> None:
     rare = ["train.steps=400", "train.log_every=1000", "train.check_every=5",
             "train.eval_every=400", "train.checkpoint_every=400"]  # fmt: skip
     wild = ["players.student.optimizer.lr=1e30"]
-    message = refused(run_py.start(*tiny.distil("kd", *rare, *wild), "hydra.run.dir=run"),
+    message = refused(forked.start(*tiny.distil("kd", *rare, *wild), "hydra.run.dir=run"),
                       "the student's loss 'kd' is", "players.student.optimizer.lr")  # fmt: skip
-    result = read_json(run_py.folder / "run" / "result.json")
+    result = read_json(forked.folder / "run" / "result.json")
     assert result["steps"] <= 10, message
-    assert not (run_py.folder / "run" / "student.safetensors").exists()
+    assert not (forked.folder / "run" / "student.safetensors").exists()
 
 
 # ------------------------------------------------------------------------------------- provenance
 
 
 def test_two_runs_of_one_command_are_the_same_to_the_bit(
-    run_py: Forked, tiny: Tiny, untroubled: Path
+    forked: Forked, tiny: Tiny, untroubled: Path
 ) -> None:
-    finish(run_py.start(*tiny.distil("kd", *SHORT), "hydra.run.dir=run"))
-    assert student(run_py.folder / "run") == student(untroubled)
+    finish(forked.start(*tiny.distil("kd", *SHORT), "hydra.run.dir=run"))
+    assert student(forked.folder / "run") == student(untroubled)
 
 
 def test_a_run_does_not_go_on_with_other_images(
-    run_py: Forked, tiny: Tiny, stopped: tuple[Path, list[str]], tmp_path: Path
+    forked: Forked, tiny: Tiny, stopped: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     folder, same = stopped
     own = shutil.copytree(tiny.glyphs, tmp_path / "glyphs")
@@ -397,9 +361,9 @@ def test_a_run_does_not_go_on_with_other_images(
         content = dict(file)
     content["images"][0] ^= 0xFF
     np.savez(cache, **content)
-    changed = refused(run_py.start(*moved), "data_fingerprint", "ood/train", "force=true")
+    changed = refused(forked.start(*moved), "data_fingerprint", "ood/train", "force=true")
     assert "teacher_fingerprint" not in changed
-    finish(run_py.start(*moved, "force=true"))
+    finish(forked.start(*moved, "force=true"))
     fingerprints = read_json(folder / "result.json")["data_fingerprint"]
     assert fingerprints["ood/train"] in json.dumps(fingerprints)
 
