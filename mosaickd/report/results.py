@@ -27,6 +27,8 @@ ACCURACY: dict[str, tuple[type, ...]] = {
     "last": (int, float, type(None)), "best": (int, float, type(None)),
     "best_step": (int, type(None)),
 }  # fmt: skip
+#: Bytes; ours have some thousand.
+LARGEST = 2**22
 #: No count of ours comes near; beyond it a float can't follow an int.
 LARGE = 2**53
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
@@ -97,6 +99,8 @@ def find_results(root: Path) -> dict[Path, dict[str, Any]]:
 def files_below(root: Path, name: str) -> Iterator[Path]:
     """Files of that name, but not those of a teacher that a run trained for itself."""
     for path in sorted(root.rglob(name)):
+        if path.exists() and not path.is_file():
+            continue  # a pipe would be waited for
         *_, home, folder = ("", "", *path.parent.relative_to(root).parts)
         if not (home == "teacher" and folder.endswith("-training")):
             yield path
@@ -105,7 +109,11 @@ def files_below(root: Path, name: str) -> Iterator[Path]:
 def load_result(path: Path) -> dict[str, Any]:
     """A result.json that holds what one of ours holds; else a UserError that says what's wrong."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise UserError("too large for a run's result")
         result = json.loads(path.read_text(encoding="utf-8"))
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON ({printable(str(error), 120)})") from error
     if not isinstance(result, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -95,20 +94,3 @@ def test_a_damaged_checkpoint_is_named(cli: Cli, tiny: Tiny, run: Path) -> None:
     result = read_json(run / "result.json")
     assert result["status"] == "failed"
     assert str(path) in result["error"]
-
-
-@pytest.mark.slow
-def test_a_second_process_is_refused_and_the_first_unharmed(cli: Cli, tiny: Tiny) -> None:
-    same = tiny.mosaic("train.steps=8", "train.checkpoint_every=2", "hydra.run.dir=run")
-    folder = cli.folder / "run"
-    first = cli.start(*same)
-    first.until((folder / "checkpoints" / "last.pt").exists)
-    first.process.send_signal(signal.SIGSTOP)  # it must still be there when the second comes
-    outcome = cli(*same, code=1)
-    first.process.send_signal(signal.SIGCONT)
-    assert str(folder) in outcome.err
-    assert "in use by another process" in outcome.err
-    ended = first.wait()
-    assert ended.code == 0, ended.text
-    result = read_json(folder / "result.json")
-    assert (result["status"], result["steps"]) == ("finished", 8)
