@@ -12,18 +12,20 @@ PACKAGE = Path(__file__).resolve().parent
 
 @cache
 def code_version() -> dict[str, Any]:
-    """The commit of the package's own work tree, and whether its files differ from it; nulls
-    where there is none, as in an installed package."""
-    commit = _git("rev-parse", "HEAD")
+    """The commit of the work tree that the package's files belong to, and whether they differ from
+    it; nulls where they belong to none, as those of an installed package."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"commit": None, "dirty": None}
     # Whatever decides what a run computes; not notes, tests and results that lie beside it.
     changes = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps", "../run.py")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
 def _git(*arguments: str) -> str | None:
+    """What git prints; None where it fails, or isn't there."""
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
+            ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments],  # noqa: S607
             cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -68,6 +68,8 @@ def install(run: Path, path: Path) -> None:
         "seconds": result["seconds"],
         "device": result["device"],
         "versions": result["versions"],
+        "code": result["code"],
+        "data_fingerprint": result["data_fingerprint"],
     }
     write_json(path.with_suffix(".json"), record)  # first: weights without a record say less
     write_atomically(path, lambda file: file.write(weights))

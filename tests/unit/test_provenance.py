@@ -1,0 +1,60 @@
+"""Which code computed a number: the commit, and whether files differ from it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+ASK = "from mosaickd.provenance import code_version; print(code_version())"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def asked(folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", ASK], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A work tree with as much of the package as the question needs, and others beside it."""
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+    package = tmp_path / "mosaickd"
+    package.mkdir()
+    for name in ("__init__.py", "provenance.py"):
+        shutil.copy(REPO / "mosaickd" / name, package)
+    for name in ("conf", "sweeps"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.yaml").write_text("a: 1")
+    (tmp_path / "run.py").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".gitignore").write_text("__pycache__")
+    return tmp_path
+
+
+def test_the_commit_and_whether_files_differ_from_it(project: Path) -> None:
+    assert asked(project) == "{'commit': None, 'dirty': None}"
+    git(project, "init", "-q")
+    assert asked(project) == "{'commit': None, 'dirty': None}", "in a work tree, but not of it"
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "all")
+    commit = git(project, "rev-parse", "HEAD")
+    (project / "notes.txt").write_text("mine")
+    assert asked(project) == f"{{'commit': '{commit}', 'dirty': False}}"
+    (project / "conf" / "a.yaml").write_text("a: 2")
+    assert asked(project) == f"{{'commit': '{commit}', 'dirty': True}}"
+    git(project, "checkout", "-q", "conf")
+    (project / "mosaickd" / "new.py").touch()
+    assert asked(project) == f"{{'commit': '{commit}', 'dirty': True}}"
