@@ -96,7 +96,8 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mosaickd"
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed `write_atomically` left below `folder`. Only its owner may."""
-    for path in folder.rglob(".*.tmp"):
+def remove_temporaries(folder: Path, of: str = "") -> None:
+    """Remove what a killed `write_atomically` left below `folder`, or what it left of the file of
+    a name. Only whoever may write there may."""
+    for path in folder.rglob(f".{of}*.tmp"):
         path.unlink(missing_ok=True)

@@ -19,7 +19,14 @@ from torch import nn
 
 from mosaickd.engine import distribution
 from mosaickd.errors import UserError
-from mosaickd.files import file_digest, read_json, user_cache, write_atomically, write_json
+from mosaickd.files import (
+    file_digest,
+    read_json,
+    remove_temporaries,
+    user_cache,
+    write_atomically,
+    write_json,
+)
 from mosaickd.locks import one_maker
 from mosaickd.models.weights import load_weights
 
@@ -49,7 +56,8 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
             "teacher.checkpoint=FILE, or let this run train it (teacher_missing=train)"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with distribution.first_holds(partial(one_maker, path.with_suffix(".lock"), str(path))):
+    lock = path.with_name(f".{path.stem}.making")
+    with distribution.first_holds(partial(one_maker, lock, str(path))):
         if not distribution.first(path.exists):  # while this run waited, another may have made it
             log.info("no teacher at %s: training it first, once", path)
             folder = train()
@@ -58,6 +66,7 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
 
 def install(run: Path, path: Path) -> None:
     """Copy the student of a finished scratch run to `path`, its record beside it."""
+    remove_temporaries(path.parent, of=path.stem)
     weights = (run / "student.safetensors").read_bytes()
     result = read_json(run / "result.json")
     record = {

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,19 @@ from forked import Forked, Running
 from PIL import Image
 from safetensors import safe_open
 
+from mosaickd.data.cache import CACHE_FROM
 from mosaickd.engine.checkpoint import load_checkpoint
 
-METHODS = ["scratch", "kd", "balanced", "fitnet", "rkd", "crd", "sskd", "mosaic", "dafl", "zskt",
-           "dfq", "deepinv"]  # fmt: skip
+#: A method, or "cache": kd from a folder of so many pictures that they are kept decoded.
+METHODS = ["cache", "scratch", "kd", "balanced", "fitnet", "rkd", "crd", "sskd", "mosaic", "dafl",
+           "zskt", "dfq", "deepinv"]  # fmt: skip
 DATA_FREE = {"dafl", "zskt", "dfq", "deepinv"}
 CADENCE = ["train.eval_every=3", "train.checkpoint_every=1", "train.log_every=2"]
 MOST_KILLS = 12  # of one run, before it is let through
 PATIENCE = 120.0  # seconds that a run never needs
+
+#: Files that are not finished by their names, and those of locks.
+TEMPORARY = {".tmp", ".lock", ".making"}
 
 #: What a file is written with. A run is killed right before or right after one of these.
 OPERATIONS = ("replace", "link", "fsync", "unlink", "fdatasync")
@@ -79,16 +85,26 @@ def command(method: str) -> list[str]:
     words = [f"method={method}", "dataset=letters", "student=wrn16_1", "tracker=none",
              "hydra.run.dir=run", "train.batch_size=16", "train.precision=fp32",
              *tiny.source("dataset"), *CADENCE]  # fmt: skip
+    if method == "cache":
+        own = ["ood=folder", "ood.root=pictures", "ood.image_size=16", "ood.limit=64"]
+        words = replaced(words, "method=kd")
+        return [*words, "teacher=wrn16_2", RECIPE, *own, "train.epochs=1"]
     if method == "scratch":
         return [*words, "train.epochs=1", "train.batch_size=48"]
-    recipe = "dataset.recipe={epochs: 1, batch_size: 48, lr: 0.05, weight_decay: 5e-4}"
-    words += ["teacher=wrn16_2", recipe, *SMALLER.get(method, [])]
+    words += ["teacher=wrn16_2", RECIPE, *SMALLER.get(method, [])]
     if method in DATA_FREE:
         return [*words, "train.epochs=2", "train.epoch_steps=2"]
     subset = ["ood_subset=true", "ood_subset_size=32"] if method in ("kd", "mosaic") else []
     return [*words, "ood=strokes", "train.epochs=1", *tiny.source("ood", 64), *subset]
 
 
+def replaced(words: list[str], word: str) -> list[str]:
+    """With another value for its key."""
+    key = word.partition("=")[0]
+    return [word if w.startswith(f"{key}=") else w for w in words]
+
+
+RECIPE = "dataset.recipe={epochs: 1, batch_size: 48, lr: 0.05, weight_decay: 5e-4}"
 SMALL_GENERATOR = ["generator.latent_dim=16", "generator.width=8"]
 SMALLER = {
     "mosaic": [*SMALL_GENERATOR, "discriminator.width=8", "method.student_steps=2"],
@@ -157,7 +173,8 @@ def inspect(home: Path) -> int:
     """Read every file that must be whole. -> how many those were."""
     count = 0
     for path in sorted(home.rglob("*")):
-        if path.is_dir() or path.suffix in (".tmp", ".lock") or path.name == ".owner":
+        given = path.suffix == ".png" and path.parent.name == "pictures"
+        if path.is_dir() or given or path.suffix in TEMPORARY or path.name == ".owner":
             continue
         try:
             read(path)
@@ -185,6 +202,9 @@ def read(path: Path) -> None:
     elif path.suffix == ".npz":
         with np.load(path) as file:
             assert all(len(file[name]) for name in file.files)
+    elif path.suffix == ".npy":  # a cache: images as numpy writes them, then their labels
+        images = np.load(path, mmap_mode="r")
+        assert path.stat().st_size >= images.offset + images.nbytes + 8 * len(images)
     elif path.suffix == ".yaml":
         assert yaml.safe_load(path.read_text())
 
@@ -224,18 +244,29 @@ class Soak:
         self.tally = Tally()
         self.references: dict[str, tuple[dict[str, Any], float]] = {}
 
-    def place(self, name: str) -> Forked:
-        home = self.root / name
-        shutil.rmtree(home, ignore_errors=True)
-        work, logs = home / "work", home / "logs"
+    def place(self, name: str, method: str) -> Forked:
+        """A folder to run in."""
+        work, logs = self.root / name / "work", self.root / name / "logs"
         work.mkdir(parents=True)
         logs.mkdir()
+        if method == "cache":
+            shutil.copytree(self.pictures, work / "pictures", copy_function=os.link)
         return Forked(work, logs)
+
+    @cached_property
+    def pictures(self) -> Path:
+        """So many that a run decodes them once, into a cache."""
+        folder = self.root / "pictures"
+        folder.mkdir()
+        colours = np.random.default_rng(0).integers(0, 256, (CACHE_FROM, 4, 4, 3), dtype=np.uint8)
+        for number, pixels in enumerate(colours):
+            Image.fromarray(pixels).save(folder / f"{number:05}.png")
+        return folder
 
     def prepare(self) -> None:
         """What each method's run comes to, and how long it takes, if nobody kills it."""
         for method in self.methods:
-            forked = self.place(f"reference-{method}")
+            forked = self.place(f"reference-{method}", method)
             began = time.monotonic()
             self.finish(forked, command(method))
             self.references[method] = products(forked.folder), time.monotonic() - began
@@ -250,7 +281,7 @@ class Soak:
         """One run of one method, killed until it comes through."""
         chance = random.Random(f"{self.seed} {number}")
         method = self.methods[number % len(self.methods)]
-        forked = self.place(f"run{number}-{method}")
+        forked = self.place(f"run{number}-{method}", method)
         words = command(method)
         reference, usual = self.references[method]
         try:
@@ -268,6 +299,8 @@ class Soak:
                     break
             self.finish(forked, words)
             inspect(forked.folder)
+            left = [path for path in forked.folder.rglob("*") if path.suffix in TEMPORARY]
+            assert not left, f"left behind: {left}"
             different = differences(products(forked.folder), reference)
             assert not different, f"not what the reference came to: {', '.join(different)}"
         except Exception as error:
