@@ -155,6 +155,24 @@ def test_a_disk_that_fills_up_while_a_run_lasts(
     assert [line["step"] for line in metrics(folder)] == [m["step"] for m in metrics(untroubled)]
 
 
+@pytest.mark.parametrize(
+    "room", [pytest.param(kilobytes, marks=pytest.mark.slow) for kilobytes in (
+        4, 32, 128, 512, 800, 1024, 1600, 2048, 2600, 3000, 3600, 4096)],
+)  # fmt: skip
+def test_a_disk_with_little_room_from_the_start(
+    forked: Forked, tiny: Tiny, small_disk: Path, untroubled: Path, room: int
+) -> None:
+    """Whichever file it is that has no room."""
+    filler = fill(small_disk)
+    os.truncate(filler, filler.stat().st_size - 1024 * room)
+    folder = small_disk / "run"
+    same = [*tiny.distil("kd", *SHORT), f"hydra.run.dir={folder}"]
+    refused(forked.start(*same), "No space left on device", str(folder))
+    filler.unlink()
+    finish(forked.start(*same))
+    assert student(folder) == student(untroubled)
+
+
 @pytest.mark.parametrize("what", ["run", "teachers_dir", "ood.root"])
 def test_a_disk_that_is_full_from_the_start(
     forked: Forked, tiny: Tiny, small_disk: Path, what: str
