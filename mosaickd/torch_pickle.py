@@ -80,11 +80,13 @@ def _count(value: Any, counted: dict[int, tuple[int, int]], depth: int) -> tuple
         return 1, 0
     else:
         raise Refused(f"a {type(value).__name__.strip('_').lower()} by itself")
+    if not inside:
+        return 1, 0
     if depth <= DEEPEST and id(value) not in counted:
         within = [_count(item, counted, depth + 1) for item in inside]
         counted[id(value)] = (
             1 + sum(items for items, _ in within),
-            1 + max((height for _, height in within), default=0),
+            1 + max(height for _, height in within),
         )
     items, height = counted.get(id(value), (0, DEEPEST))
     if depth + height > DEEPEST:
@@ -136,7 +138,7 @@ def _tensor(
 ) -> Tensor:  # fmt: skip
     """A view of a storage. It may not have more values than that: expanded to any size, it would
     take the memory when it is copied."""
-    if type(storage) is not Storage or hooks or metadata:
+    if type(storage) is not Storage or len(shape) != len(strides) or hooks or metadata:
         raise Refused("a tensor of an unusual kind")
     shape, strides, dtype = _size(shape), _size(strides), dtype or storage.dtype
     values, available = math.prod(shape), storage.size // dtype.itemsize

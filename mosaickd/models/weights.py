@@ -136,12 +136,13 @@ def _read_safetensors(
     path: Path, check: Callable[[Shapes], None]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="numpy") as file:  # for torch it maps all at once
             record = {key: _from_text(text) for key, text in (file.metadata() or {}).items()}
             if isinstance(own := record.pop("record", None), dict):  # as save_weights writes it
                 record |= own
             names = list(file.keys())
             check({name: tuple(file.get_slice(name).get_shape()) for name in names})
+        with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in names}, record
     except UserError:
         raise
