@@ -133,6 +133,8 @@ def _check_entries(file: IO[bytes], entries: list[zipfile.ZipInfo], end: int) ->
         name, size = entry.filename, entry.file_size
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != size:
             raise Refused(f"compressed values ({name[:40]!r}), which torch.save never writes")
+        if entry.external_attr or name.endswith("/"):  # torch would leave its memory as it was
+            raise Refused(f"a folder, or what is marked as one ({name[:40]!r})")
         file.seek(entry.header_offset)
         header = file.read(30)
         signature, flags, name_length, extra_length = struct.unpack("<4s2xH18x2H", header)

@@ -56,21 +56,21 @@ def pickled(content: Any, protocol: int = 2) -> bytes:
 
 def entry(name: str, data: bytes, begin: int, lies: Mapping[str, Any]) -> tuple[bytes, bytes]:
     """One file of a zip archive that is `begin` bytes long before it -> it, and what the directory
-    says of it. lies: flags, method, size (unpacked), packed, crc, at, extra."""
+    says of it. lies: flags, method, size (unpacked), packed, at, crc, extra, attributes."""
     fields = {"flags": 0, "method": 0, "size": len(data), "packed": len(data), "at": begin,
-              "crc": crc32(data), "extra": b""} | lies  # fmt: skip
-    flags, method, size, packed, at, crc, extra = fields.values()
+              "crc": crc32(data), "extra": b"", "attributes": 0} | lies  # fmt: skip
+    flags, method, size, packed, at, crc, extra, attributes = fields.values()
     told = struct.pack("<5H3I2H", 20, flags, method, 0, 0, crc, packed, size, len(name), len(extra))
     local = b"PK\3\4" + told[:-2] + bytes(2) + name.encode() + data
-    return local, b"PK\1\2" + bytes(2) + told + bytes(10) + at.to_bytes(4, "little") + (
-        name.encode() + extra
-    )  # fmt: skip
+    central = b"PK\1\2" + bytes(2) + told + bytes(6) + struct.pack("<2I", attributes, at)
+    return local, central + name.encode() + extra
 
 
 def archive(content: Any, storages: Mapping[str, Any] | None = None, **other: Any) -> bytes:
     """What torch.save writes today. storages: by key, bytes or (bytes, lies about them); "0" of
     four ones if there are none given. other: further files."""
-    records = {f"data/{key}": data for key, data in ({"0": ONES} if storages is None else storages).items()}
+    storages = {"0": ONES} if storages is None else storages
+    records = {f"data/{key}": data for key, data in storages.items()}
     records = {"data.pkl": pickled(content), "version": b"3\n"} | records | other
     body, directory = b"", b""
     for name, data in records.items():

@@ -13,7 +13,6 @@ import re
 import resource
 import struct
 import subprocess
-import tarfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from hostile import ONES, Calls, Stored, archive, end, in_each_other, legacy, pickled, tensor
 from torch import Tensor, nn
@@ -101,7 +99,9 @@ def proofs(proof: Path) -> dict[str, Any]:
         "in hooks": tensor(hooks={"hook": Calls(exec, line)}),
         "in a storage": {"w": Stored(Calls(eval, f"len([{line}])"))},
         "in attributes": Calls(dict, state={"x": Calls(exec, line)}),
-        "by getattr": b"c__builtin__\ngetattr\n(cpathlib\nPath\n(S" + text + b"\ntRS'touch'\ntR(tR.",
+        "by getattr": b"c__builtin__\ngetattr\n(cpathlib\nPath\n(S"
+        + text
+        + b"\ntRS'touch'\ntR(tR.",
         "an instance": b"(S" + text + b"\nS'w'\ni__builtin__\nopen\n.",
         "an object": b"(c__builtin__\nopen\nS" + text + b"\nS'w'\no.",
         "by its new names": b"\x80\x04\x8c\x08builtins\x8c\x04open\x93(S" + text + b"\nS'w'\ntR.",
@@ -220,7 +220,8 @@ PICKLES: dict[str, tuple[Any, str]] = {
     "by numpy": (Calls(torch._utils._rebuild_device_tensor_from_numpy, HUGE), OTHER),
     "a huge tensor": (RAW + b"ctorch\nFloatTensor\n\x8a\x06\0\0\0\0\0\x01\x85R.", OTHER),
     "a new tensor": (RAW + b"ctorch\nTensor\n)\x81.", OTHER),
-    "a long memo": (RAW + b"]" + pickle.LONG_BINPUT + b"\xff\xff\xff\xff.", "neither|other storages"),
+    "a long memo": (
+        RAW + b"]" + pickle.LONG_BINPUT + b"\xff\xff\xff\xff.", "neither|other storages"),
     "a long text": (RAW + pickle.BINUNICODE + b"\xff\xff\xff\xff", "too early"),
     "a longer text": (RAW + pickle.BINUNICODE8 + struct.pack(Q, HUGE), "too early"),
     "long bytes": (RAW + pickle.BINBYTES8 + struct.pack(Q, HUGE), "too early"),
@@ -231,7 +232,8 @@ PICKLES: dict[str, tuple[Any, str]] = {
     "many lists in lists": (RAW + b"](" * 300_000 + b"e" * 300_000 + b".", "too deep"),
     "many tuples in tuples": (RAW + b")" + b"\x85" * 300_000 + b".", "too deep"),
     "a tuple as a key": (RAW + b"})" + b"\x85" * 300_000 + b"Ns.", "unusual keys"),
-    "a tuple in a set": (RAW + b"c__builtin__\nset\n])" + b"\x85" * 300_000 + b"a\x85R.", "unusual"),
+    "a tuple in a set": (
+        RAW + b"c__builtin__\nset\n])" + b"\x85" * 300_000 + b"a\x85R.", "unusual members"),
     "2^45 lists": (in_each_other(45, 2), "again and again"),
     "a list in itself": (RAW + b"]q\0h\0a.", "too deep"),
     "numbers of one hash": (
@@ -244,14 +246,16 @@ PICKLES: dict[str, tuple[Any, str]] = {
 FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "deflated": (lambda: deflated(2**26), "compressed"),
     "larger than packed": (
-        lambda: archive(tensor(storage=Stored(2**28)), {"0": (ONES, {"size": 2**30})}), "compressed"),
+        lambda: archive(tensor(storage=Stored(2**28)), {"0": (ONES, {"size": 2**30})}),
+        "compressed"),
     "larger than the file": (
         lambda: archive(tensor(storage=Stored(2**28)),
                         {"0": (ONES, {"size": 2**30, "packed": 2**30})}), "overlaps"),
     "larger still": (
         lambda: archive(tensor(storage=Stored(2**38)),
                         {"0": (ONES, {"size": 2**32 - 1, "packed": 2**32 - 1,
-                                      "extra": struct.pack("<2H2Q", 1, 16, HUGE, HUGE)})}), "overlaps"),
+                                      "extra": struct.pack("<2H2Q", 1, 16, HUGE, HUGE)})}),
+        "overlaps"),
     "two sizes": (
         lambda: archive(tensor(), {"0": (ONES, {"extra": struct.pack("<2HQ", 1, 8, 1) * 2})}),
         "unusual fields"),
@@ -259,6 +263,9 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: archive(tensor(), {"0": ONES, "1": (ONES, {"at": 0})}), "overlaps"),
     "twice": (lambda: archive(tensor(), {"0": ONES}, **{"DATA/0": ONES}), "same name"),
     "encrypted": (lambda: archive(tensor(), {"0": (ONES, {"flags": 1})}), "unusual entry"),
+    "a folder": (lambda: archive(tensor(), {"0": (ONES, {"attributes": 16})}), "a folder"),
+    "a folder by its name": (
+        lambda: archive(tensor(storage=Stored(key="0/")), {"0/": ONES}), "a folder"),
     "another checksum": (lambda: archive({"w": tensor()}, {"0": (ONES, {"crc": 0})}), "is damaged"),
     "no pickle": (lambda: archive(b"", **{"data.pkl": (b"", {"at": 2**31})}), "damaged"),
     "many entries": (many_entries, "a directory of"),
@@ -295,12 +302,13 @@ SAFE: dict[str, tuple[bytes, str]] = {
     "another type": (header(one("F64", [4], 0, 16), None, ONES), "damaged"),
     "no type": (header(one("F31", [4], 0, 16), None, ONES), "damaged"),
     "a shape that overflows": (header(one("F32", [2**32, 2**32], 0, 16), None, ONES), "damaged"),
-    "another shape that overflows": (
-        header(one("F32", [2**62, 4, 4], 0, 0), None, b""), "damaged"),
+    "another shape that overflows": (header(one("F32", [2**62, 4, 4], 0, 0), None, b""), "damaged"),
     "a shape below none": (header(one("F32", [-4], 0, 16), None, ONES), "damaged"),
     "places in reverse": (header(one("F32", [4], 16, 0), None, ONES), "damaged"),
     "one on the other": (
-        header(one("F32", [4], 0, 16) | {"v": one("F32", [4], 0, 16)["w"]}, None, ONES), "damaged"),
+        header(one("F32", [4], 0, 16) | {"v": one("F32", [4], 0, 16)["w"]}, None, ONES),
+        "damaged",
+    ),
     "lists in lists": (header(b"[" * 10**6), "damaged"),
     "metadata of numbers": (header({"__metadata__": {"a": 1}}), "damaged"),
     "no weights": (header({"__metadata__": {"record": "[" * 10**6}}), "no weights"),
@@ -380,3 +388,117 @@ def test_a_file_of_another_network_is_not_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"{path.name}.* keys missing \(weight, bias\).*\(w\)"):
             load_weights(nn.Linear(4, 4), path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+# --------------------------------------------------------------------------------------- damage
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """With something wrong at a random place."""
+    at, length = chance.randrange(len(content)), chance.choice((1, 2, 8, 64, 700))
+    match chance.randrange(8):
+        case 0 | 1 | 2:  # one bit
+            return (
+                content[:at] + bytes([content[at] ^ 1 << chance.randrange(8)]) + content[at + 1 :]
+            )
+        case 3:
+            return content[:at] + chance.randbytes(length) + content[at + length :]
+        case 4:
+            return content[:at] + bytes(length) + content[at + length :]
+        case 5:
+            return content[:at]
+        case 6:
+            return content[:at] + content[at + length :]
+        case _:
+            return content[:at] + content[at : at + length] + content[at:]
+
+
+class Network(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10))
+
+
+def write_teacher(path: Path) -> Callable[[], Any]:
+    """A teacher's weights -> how a run reads them."""
+    if path.name == "recorded.safetensors":
+        save_weights(Network(), path, {})
+        write_json(path.with_suffix(".json"), {"sha256": file_digest(path), "accuracy": 70.0})
+    elif path.suffix == ".safetensors":
+        save_weights(Network(), path, {"accuracy": 70.0})
+    else:
+        torch.save({"state_dict": Network().state_dict(), "best_acc1": 70.0}, path,
+                   _use_new_zipfile_serialization="legacy" not in path.name)  # fmt: skip
+
+    def read() -> Any:
+        teacher = Network()
+        record = teachers.load(teacher, path)
+        teachers.check_accuracy(100.0, record, path)
+        return dict(teacher.state_dict())
+
+    return read
+
+
+def write_checkpoint(path: Path) -> Callable[[], Any]:
+    """A run's checkpoint -> how it is read."""
+    network = Network()
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 3, 6, 6)).sum().backward()
+    optimizer.step()
+    game = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(path, {"game": game, "random": torch.get_rng_state(), "step": 7})
+    return lambda: load_checkpoint(path)
+
+
+#: Files, how they are written, and whether damage to their values is noticed.
+DAMAGED: dict[str, tuple[Callable[[Path], Callable[[], Any]], bool]] = {
+    "last.pt": (write_checkpoint, True),
+    "teacher.pth": (write_teacher, True),
+    "recorded.safetensors": (write_teacher, True),
+    "legacy.pth": (write_teacher, False),  # formats without checksums
+    "teacher.safetensors": (write_teacher, False),
+}
+
+
+def read_damaged(folder: Path, name: str, count: int) -> dict[str, int]:
+    """How often reading a damaged file raised, and brought what was written, or something else."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    path, chance, met = folder / name, random.Random(name), collections.Counter[str]()
+    read = DAMAGED[name][0](path)
+    content, whole = path.read_bytes(), read()
+    for _ in range(count):
+        path.write_bytes(damaged(content, chance))
+        try:
+            found = read()
+        except UserError as error:
+            met["raised" if name in str(error) else str(error)] += 1
+        else:
+            met["same" if same(found, whole) else "other"] += 1
+    return met
+
+
+def check_damage(folder: Path, apart: ProcessPoolExecutor, name: str, count: int) -> None:
+    met = apart.submit(read_damaged, folder, name, count).result()
+    print(f"{name}: {dict(met)}")
+    assert met.keys() <= {"raised", "same", "other"}
+    assert sum(met.values()) == count
+    assert met["raised"] > count // 3
+    if DAMAGED[name][1]:
+        assert "other" not in met
+    else:
+        assert met["other"] > 0, "there is a checksum after all"
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_is_noticed_or_harmless(
+    tmp_path: Path, apart: ProcessPoolExecutor, name: str
+) -> None:
+    check_damage(tmp_path, apart, name, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DAMAGED)
+def test_much_damage_is_noticed_or_harmless(
+    tmp_path: Path, apart: ProcessPoolExecutor, name: str
+) -> None:
+    check_damage(tmp_path, apart, name, 5000)
