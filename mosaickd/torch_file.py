@@ -1,9 +1,9 @@
 """What torch.save wrote, read without executing it, and without memory for what it only claims.
 
 `torch.load(weights_only=True)` executes nothing, but it believes what a file claims: it reserves
-storages before it reads them, makes views of any shape, and looks at no checksum. So each file is
-walked first, with stand-ins in the place of all that it names, and torch sees no file that
-torch.save could not have written.
+what is asked for, makes views of any shape, looks at no checksum, and some pickles crash it. So
+each file is walked first, with stand-ins in the place of all that it names (`torch_pickle`), and
+torch sees no file that torch.save could not have written.
 """
 
 from __future__ import annotations

@@ -369,6 +369,22 @@ def test_no_claim_reserves_memory(tmp_path: Path, apart: ProcessPoolExecutor) ->
         assert grown < 300_000, f"{name} takes {grown} kB: {message}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["lists", "tensors"])
+def test_the_largest_pickle_takes_a_hundred_times_its_size(
+    tmp_path: Path, apart: ProcessPoolExecutor, what: str
+) -> None:
+    saved = pickled({"w": tensor()})
+    call = saved[saved.index(b"ctorch") : saved.rindex(b"R") + 1]
+    last = call[call.rindex(b"q") :]  # where its arguments are in the memo
+    again = {"lists": b"]", "tensors": b"h\2" + last.replace(b"q", b"h")}[what]
+    whole = RAW + b"(" + call + again * (4_100_000 // len(again)) + b"t."
+    (tmp_path / "pickle.pth").write_bytes(archive(whole))
+    said, grown = apart.submit(outcomes, tmp_path).result()["pickle.pth"]
+    assert "holds neither" in said
+    assert grown < 150 * len(whole) / 1024
+
+
 def test_a_file_of_another_network_is_not_read(tmp_path: Path) -> None:
     """However large: 50 GB that are claimed, and are there, at no cost to this disk."""
     wide, zipped = tmp_path / "wide.safetensors", tmp_path / "wide.pth"
