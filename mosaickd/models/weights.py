@@ -25,6 +25,7 @@ T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 
 LISTED = 20  # names in a message
+LONGEST_NAME = 1000
 LARGEST_RECORD = 2**20  # bytes of JSON
 DEEPEST_RECORD = 20  # lists in lists
 # Where weights hide in a training checkpoint; "s_state_dict" is the student in the authors'.
@@ -52,6 +53,8 @@ def read_weights(
     def check(shapes: Shapes) -> None:
         if not shapes:
             raise UserError(f"{path} holds no weights")
+        if (longest := max(map(len, shapes))) > LONGEST_NAME:
+            raise UserError(f"{path} holds names of up to {longest:,} characters: not a network's")
         accept(_without_prefix(shapes))
 
     weights, record = READERS[path.suffix](path, check)

@@ -316,11 +316,14 @@ def test_names_that_are_no_names(tmp_path: Path) -> None:
     torch.save({0: torch.ones(1)}, path)
     with pytest.raises(UserError, match=r"teacher\.pth holds neither"):
         read_weights(path)
-    torch.save({"\x1b[2J" + "x" * 10_000: torch.ones(1)}, path)
+    torch.save({"\x1b[2J" + "x" * 900: torch.ones(1)}, path)
     with pytest.raises(UserError, match=r"1 keys unexpected") as error:
         load_weights(nn.Linear(3, 2), path)
     assert "\x1b" not in str(error.value)
     assert len(str(error.value)) < 600
+    torch.save({"module." * 500_000: torch.ones(1)}, path)
+    with pytest.raises(UserError, match=r"teacher\.pth holds names of up to 3,500,000 characters"):
+        load_weights(nn.Linear(3, 2), path)
 
 
 @pytest.mark.parametrize("accuracy", ["76.3 %", math.nan, math.inf, 101, -1, [76.0], {}, True])
