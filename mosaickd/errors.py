@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and what of a file's text it may repeat."""
 
 from __future__ import annotations
 
@@ -11,3 +11,9 @@ class UserError(ValueError):
     """
 
     told = False
+
+
+def printable(text: str, limit: int = 400) -> str:
+    """On one line, without control characters: a file's text can't steer a terminal."""
+    text = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from mosaickd.engine import distribution
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, printable
 from mosaickd.files import (
     file_digest,
     read_json,
@@ -132,8 +132,9 @@ def check_recipe(differences: list[str], path: Path) -> None:
     """
     changes = recipe_changes(differences)
     if changes:
+        shown = "; ".join(printable(line, 200) for line in changes[:5])
         raise UserError(
-            f"the teacher {path} was trained with other settings ({'; '.join(changes[:5])}). "
+            f"the teacher {path} was trained with other settings ({shown}). "
             "Remove it to train one with these, choose another folder with teachers_dir=FOLDER, "
             f"or take it all the same with teacher.checkpoint={path}"
         )

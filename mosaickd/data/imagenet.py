@@ -12,10 +12,11 @@ import torch
 
 from mosaickd.data import cache, folder
 from mosaickd.data.parquet import find_shards, read_split, warn_once
-from mosaickd.data.pickled import ADVICE, Array, Refused, load_dict
+from mosaickd.data.pickled import ADVICE, Array, load_dict
 from mosaickd.data.pictures import progress
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
+from mosaickd.unpickling import Refused
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import copy
 import io
 import logging
 import os
-import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mosaickd import torch_file
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
 
@@ -129,11 +129,8 @@ def snapshot(state: Any) -> Any:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Raises a UserError that names a file which is corrupt, truncated or not a checkpoint."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch doesn't look at the checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"{damaged} in it is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise just about anything
+        state = torch_file.load(path)
+    except torch_file.Unreadable as error:
         raise _unreadable(path, error) from error
     if not isinstance(state, dict) or "game" not in state:
         raise _unreadable(path, ValueError("not a checkpoint of this framework"))

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from mosaickd.errors import UserError
+from mosaickd import torch_file
+from mosaickd.errors import UserError, printable
 from mosaickd.files import write_atomically
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
+
+LISTED = 20  # names in a message
+LONGEST_NAME = 1000
+LARGEST_RECORD = 2**20  # bytes of JSON
+DEEPEST_RECORD = 20  # lists in lists
 # Where weights hide in a training checkpoint; "s_state_dict" is the student in the authors'.
 _WRAPPERS = ("state_dict", "model", "student", "s_state_dict")
 # What DataParallel and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(
+    path: str | os.PathLike[str], accept: Callable[[Shapes], None] = lambda shapes: None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a `.safetensors`, `.pth` or `.pt` file -> its weights on the CPU, and its record.
 
+    accept: is shown every weight's shape before any is read, and raises for those that don't do.
     The record is what is known about the weights: metadata in the file, `accuracy` in percent
     where a checkpoint has `best_acc1`, and whatever a JSON file of the same name beside it says.
     Pickles are read without running code. Raises UserError, which names the file.
@@ -34,15 +47,19 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights at {path}: " + _what_is_there(path))
-    if path.suffix == ".safetensors":
-        weights, record = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        weights, record = _read_pickle(path)
-    else:
+    if path.suffix not in READERS:
         raise UserError(f"{path} is not a .safetensors, .pth or .pt file")
-    if not weights:
-        raise UserError(f"{path} holds no weights")
-    return _without_prefix(weights), record | _read_json(path.with_suffix(".json"))
+
+    def check(shapes: Shapes) -> None:
+        if not shapes:
+            raise UserError(f"{path} holds no weights")
+        if (longest := max(map(len, shapes))) > LONGEST_NAME:
+            raise UserError(f"{path} holds names of up to {longest:,} characters: not a network's")
+        accept(_without_prefix(shapes))
+
+    weights, record = READERS[path.suffix](path, check)
+    record |= _read_json(path.with_suffix(".json"))
+    return _without_prefix(weights), _checked_record(record, path)
 
 
 def load_weights(
@@ -51,28 +68,16 @@ def load_weights(
     """Load a file's weights into `model`, all of them or none, and return the file's record.
 
     `role` is what error messages call the model. Raises UserError when the file belongs to
-    another architecture or another number of classes.
+    another architecture or another number of classes, and for weights that no network computes
+    with; a file of other names or shapes is not read any further.
     """
-    weights, record = read_weights(path)
     own_keys = list(model.state_dict())
     expected = _without_prefix(model.state_dict())
-    # BatchNorm's counters are absent from very old checkpoints, and no forward pass needs them.
-    missing = [k for k in expected if k not in weights and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in weights if k not in expected]
-    if missing or unexpected:
-        parts = [
-            f"{len(keys)} keys {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for kind, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
-        raise UserError(
-            f"{path} is not a checkpoint of the {role}'s architecture "
-            f"({type(model).__name__}): {', '.join(parts)}; choose the {role} that it was saved "
-            "from, or another file"
-        )
-    other_shape = [k for k in expected if k in weights and weights[k].shape != expected[k].shape]
-    if other_shape:
-        raise UserError(_explain_shapes(model, weights, expected, other_shape, str(path), role))
+    weights, record = read_weights(
+        path, lambda shapes: _check_shapes(model, shapes, expected, str(path), role)
+    )
+    for key, tensor in weights.items():
+        _check_values(tensor, expected[key], f"{path}: {printable(key)}")
     own_key = dict(zip(expected, own_keys, strict=True))  # a compiled model's have a prefix
     model.load_state_dict({own_key[key]: tensor for key, tensor in weights.items()})
     return record
@@ -130,14 +135,21 @@ def _what_is_there(path: Path) -> str:
     return f"its folder has {', '.join(there[:10])}" if there else "its folder has no weights"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(
+    path: Path, check: Callable[[Shapes], None]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="numpy") as file:  # for torch it maps all at once
             record = {key: _from_text(text) for key, text in (file.metadata() or {}).items()}
             if isinstance(own := record.pop("record", None), dict):  # as save_weights writes it
                 record |= own
-            return {key: file.get_tensor(key) for key in file.keys()}, record  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError) as error:
+            names = list(file.keys())
+            check({name: tuple(file.get_slice(name).get_shape()) for name in names})
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}, record
+    except UserError:
+        raise
+    except Exception as error:  # types and sizes that torch doesn't have surface variously
         raise _damaged(path, error) from error
 
 
@@ -145,45 +157,48 @@ def _from_text(text: str) -> Any:
     """Metadata is text in safetensors: ours is JSON, other people's may be anything."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_pickle(
+    path: Path, check: Callable[[Shapes], None]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch has one exception for both: a pickle that names a function or class outside of
-        # torch's list, and bytes that are no pickle.
-        if "GLOBAL" in str(error) or "allowlist" in str(error):
-            raise UserError(
-                f"{path} can only be read by running code that it contains, so it was not: save "
-                "the network's state_dict() in place of the whole object"
-            ) from error
+        described = _find_weights(torch_file.describe(path), path)
+        check({name: tuple(tensor.shape) for name, tensor in described.items()})
+        content = torch_file.load(path)
+    except torch_file.AsksForCode as error:
+        raise UserError(
+            f"{path} was not read: {error}; save the network's state_dict() in place of the whole "
+            "object"
+        ) from error
+    except torch_file.Unreadable as error:
         raise _damaged(path, error) from error
-    except Exception as error:  # damaged bytes surface as nearly any exception
-        raise _damaged(path, error) from error
+    best = content.get("best_acc1")
+    if isinstance(best, Tensor) and best.numel() == 1:
+        best = best.item()
+    return _find_weights(content, path), {} if best is None else {"accuracy": best}
 
-    record: dict[str, Any] = {}
+
+def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict that a file's content is, or has under a name that we know."""
     if isinstance(content, Mapping):
-        best = content.get("best_acc1")
-        if isinstance(best, int | float) or (isinstance(best, Tensor) and best.numel() == 1):
-            record["accuracy"] = float(best)
-        for wrapper in _WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                content = content[wrapper]
-                break
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        wrapped = (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping))
+        content = next(wrapped, content)
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise UserError(
             f"{path} holds neither a state dict nor a checkpoint with one under "
             + ", ".join(f"'{name}'" for name in _WRAPPERS)
         )
-    return dict(content), record
+    return dict(content)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     size = path.stat().st_size
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    reason = printable(str(error), 200) or type(error).__name__
     return UserError(
         f"{path} ({size:,} bytes) is damaged, cut short, or not a file of weights; fetch or write "
         f"it again ({reason})"
@@ -192,17 +207,43 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_RECORD + 1)
+        if len(text) > LARGEST_RECORD:
+            raise ValueError(f"it is larger than {LARGEST_RECORD:,} bytes")
+        record = json.loads(text)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}, the record beside the weights, can't be read: {error}") from error
     if not isinstance(record, dict):
         raise UserError(f"{path}, the record beside the weights, is not a JSON object")
     return record
 
 
-def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A record may come from anywhere: its accuracy is a number of percent, or dropped."""
+    if _deep(record):
+        raise UserError(f"the record of {path} holds lists in lists without end: remove it")
+    accuracy = record.get("accuracy")
+    if accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 100):
+        return record
+    said = repr(accuracy) if isinstance(accuracy, str | float) else type(accuracy).__name__
+    log.warning(
+        "the record of %s says accuracy = %s, which is not a number of percent: it is ignored",
+        path, printable(said, 40),
+    )  # fmt: skip
+    return {key: value for key, value in record.items() if key != "accuracy"}
+
+
+def _deep(value: Any, left: int = DEEPEST_RECORD) -> bool:
+    inside = value.values() if isinstance(value, dict) else value
+    return isinstance(value, dict | list) and (
+        left == 0 or any(_deep(item, left - 1) for item in inside)
+    )
+
+
+def _without_prefix(weights: Mapping[str, T]) -> dict[str, T]:
     """Drop what wrappers put before the name of every weight."""
     weights = dict(weights)
     # More than one may be stacked, in either order.
@@ -215,28 +256,87 @@ def _common_prefix(keys: Iterable[str]) -> str | None:
     return next((p for p in _PREFIXES if all(key.startswith(p) for key in keys)), None)
 
 
-def _explain_shapes(
+def _check_shapes(
+    model: nn.Module, shapes: Shapes, expected: Mapping[str, Tensor], path: str, role: str
+) -> None:
+    """Raises UserError unless these are the weights of a model with `expected` ones."""
+    # BatchNorm's counters are absent from very old checkpoints, and no forward pass needs them.
+    missing = [k for k in expected if k not in shapes and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in shapes if k not in expected]
+    other = [k for k in expected if k in shapes and shapes[k] != expected[k].shape]
+    if missing or unexpected:
+        wrong = ", ".join(
+            f"{len(keys)} keys {kind} ({_listed(keys)})"
+            for kind, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        )
+    elif other:
+        _check_classes(model, shapes, expected, other, path, role)
+        examples = _listed(
+            [
+                f"{key} {list(shapes[key])} in the file, {list(expected[key].shape)} in the model"
+                for key in other
+            ]
+        )
+        wrong = f"{len(other)} tensors have another shape ({examples})"
+    else:
+        return
+    raise UserError(
+        f"{path} is not a checkpoint of the {role}'s architecture ({type(model).__name__}): "
+        f"{wrong}; choose the {role} that it was saved from, or another file"
+    )
+
+
+def _check_classes(
     model: nn.Module,
-    weights: Mapping[str, Tensor],
+    shapes: Shapes,
     expected: Mapping[str, Tensor],
-    keys: list[str],
+    other: list[str],
     path: str,
     role: str,
-) -> str:
+) -> None:
+    """Raises UserError where nothing but the number of classes differs."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if linear and set(keys) <= {f"{linear[-1]}.weight", f"{linear[-1]}.bias"}:
-        old, new = weights[f"{linear[-1]}.weight"].shape, expected[f"{linear[-1]}.weight"].shape
-        if old[1:] == new[1:]:
-            return (
-                f"{path} has {old[0]} classes, the data set has {new[0]}: choose the dataset that "
-                f"the {role} was trained on, or another checkpoint"
-            )
-    examples = ", ".join(
-        f"{key} {list(weights[key].shape)} in the file, {list(expected[key].shape)} in the model"
-        for key in keys[:3]
-    )
-    return (
-        f"{path} is not a checkpoint of the {role}'s architecture ({type(model).__name__}): "
-        f"{len(keys)} tensors have another shape ({examples}); choose the {role} that it was "
-        "saved from, or another file"
-    )
+    if not linear or not {f"{linear[-1]}.weight"} <= {*other} <= {
+        f"{linear[-1]}.weight",
+        f"{linear[-1]}.bias",
+    }:
+        return
+    old, new = shapes[f"{linear[-1]}.weight"], expected[f"{linear[-1]}.weight"].shape
+    if len(old) == 2 and old[1] == new[1]:
+        raise UserError(
+            f"{path} has {old[0]} classes, the data set has {new[0]}: choose the dataset that "
+            f"the {role} was trained on, or another checkpoint"
+        )
+
+
+def _check_values(tensor: Tensor, expected: Tensor, what: str) -> None:
+    """Raises UserError for values that the model's own type can't hold, or can't have meant."""
+    if (
+        tensor.is_complex() != expected.is_complex()
+        or (tensor.dtype == torch.bool) != (expected.dtype == torch.bool)
+        or (expected.is_floating_point() and not tensor.is_floating_point())
+    ):
+        raise UserError(
+            f"{what} holds values of {_type_name(tensor.dtype)}, the model's are "
+            f"{_type_name(expected.dtype)}: choose another file"
+        )
+    if expected.is_floating_point() and not tensor.to(expected.dtype).isfinite().all():
+        raise UserError(
+            f"{what} holds values that are not finite: nothing can be learned from such weights; "
+            "choose another file"
+        )
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _listed(items: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = [f"and {len(items) - LISTED} more"] if len(items) > LISTED else []
+    return ", ".join([printable(item, 120) for item in items[:LISTED]] + more)
+
+
+#: By suffix.
+READERS = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle}

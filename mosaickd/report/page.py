@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from mosaickd.errors import printable
 from mosaickd.report.plots import Panel, draw_panel, draw_scatter, panels
 from mosaickd.report.table import Cell, PlainRow, Report
 from mosaickd.report.terminal import mean_of
-from mosaickd.report.words import EVALUATIONS, percent, plain, printable, short, signed, times
+from mosaickd.report.words import EVALUATIONS, percent, plain, short, signed, times
 
 #: Nothing is loaded and nothing runs, also if something should slip through.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mosaickd.errors import UserError
-from mosaickd.report.words import printable
+from mosaickd.errors import UserError, printable
 
 #: What a result.json must have to be one of ours, and the types that each may have.
 FIELDS: dict[str, tuple[type, ...]] = {

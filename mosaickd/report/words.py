@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mosaickd.errors import printable
+
 #: Each method's words for a newcomer; other methods go by their name.
 WORDS = {
     "scratch": "trained from scratch on labelled {dataset}",
@@ -61,12 +63,6 @@ def describe(result: Mapping[str, Any]) -> str:
     if ood is None and "{ood}" in words:
         words = "{method}"
     return words.format(method=result["method"], dataset=result["dataset"], ood=ood)
-
-
-def printable(text: str, limit: int = 400) -> str:
-    """On one line, without control characters: a file's text can't steer a terminal."""
-    text = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def shown(path: Path) -> str:
