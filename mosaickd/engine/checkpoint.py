@@ -77,6 +77,7 @@ class CheckpointWriter:
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._readable = False  # as the first one has shown
 
     def save(self, state: dict[str, Any]) -> None:
         """Copy `state` as it is now, and have it written. Raises what the last writing raised."""
@@ -90,6 +91,9 @@ class CheckpointWriter:
             if done is not None:
                 done.synchronize()
             save_checkpoint(self.path, copied)
+            if not self._readable:  # a method's state may hold what no checkpoint can
+                load_checkpoint(self.path)
+                self._readable = True
 
         self._writing = self._thread.submit(write)
 
@@ -130,16 +134,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Raises a UserError that names a file which is corrupt, truncated or not a checkpoint."""
     try:
         state = torch_file.load(path)
+        if not isinstance(state, dict) or "game" not in state:
+            raise torch_file.Unreadable("not a checkpoint of this framework")
     except torch_file.Unreadable as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(state, dict) or "game" not in state:
-        raise _unreadable(path, ValueError("not a checkpoint of this framework"))
+        raise UserError(f"{path} can't be read as a checkpoint ({error})") from error
     return state
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-    return UserError(f"{path} can't be read as a checkpoint ({reason})")
 
 
 class TorchRandom:

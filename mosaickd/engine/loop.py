@@ -284,7 +284,7 @@ class Loop:
                 part.load_state_dict(state["stateful"][name])
             self.at = Progression(**state["progression"])
             self.resume_private(state["processes"])
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # of a file that holds anything
             raise UserError(
                 f"{path} does not fit this run ({error}); "
                 "start anew with force=true, or choose another hydra.run.dir=FOLDER"

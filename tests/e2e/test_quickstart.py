@@ -16,7 +16,7 @@ FIELDS = {
     *("processes", "memory_mb"),
     "status", "method", "dataset", "ood", "ood_subset", "teacher", "student", "seed", "variant",
     "accuracy", "teacher_accuracy", "steps", "seconds", "seconds_per_step", "device", "versions",
-    "config_hash", "error",
+    "config_hash", "code", "data_fingerprint", "teacher_fingerprint", "error",
 }  # fmt: skip
 
 
