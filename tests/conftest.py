@@ -110,7 +110,8 @@ class Cli:
         """
         from forked import Forked
 
-        if "PYTHONPATH" in (env or {}):  # imports are what is tested
+        launches = any(argument.startswith("hydra/launcher=") for argument in arguments)
+        if launches or "PYTHONPATH" in (env or {}):  # imports, or processes of its own, matter
             outcome = self.start(*arguments, env=env).wait()
         else:
             self.calls += 1
