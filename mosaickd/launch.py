@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 PRODUCTS = (
     *("checkpoints/last.pt", "checkpoints/best.safetensors", "student.safetensors", "samples"),
     *("metrics.jsonl", "result.json", "config.json", "teacher", "wandb", "wandb.json"),
+    "broken.txt",
 )
 
 
@@ -133,6 +134,7 @@ def run(
         "steps": before.get("steps", 0),
         "seconds": before.get("seconds", 0.0),
         "seconds_per_step": before.get("seconds_per_step"),
+        "broken_images": before.get("broken_images", {}),
         "device": None,
         "memory_mb": None,
         "processes": distribution.world(),

@@ -211,14 +211,8 @@ class TestBatches(Resident):
     __test__ = False  # a name that pytest would collect
 
     def __init__(self, data: ImageSet, *, part: int = 0, parts: int = 1, **settings: Any) -> None:
-        own = (
-            data
-            if parts == 1
-            else ImageSet(
-                data.images[part::parts].contiguous(), data.labels[part::parts], data.classes
-            )
-        )
-        super().__init__(own, **settings)
+        own = torch.arange(part, len(data), parts)
+        super().__init__(data if parts == 1 else data.only(own), **settings)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         pairs = zip(
