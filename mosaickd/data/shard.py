@@ -89,14 +89,14 @@ class Columns:
         if self.rows > max(MANY_ROWS, size // ROW_BYTES):
             raise UserError(f"{self.shard} claims {self.rows:,} rows in {size:,} bytes: it is "
                             "damaged, or a trap; get it again")  # fmt: skip
-        used = {self.leaf, self.label}
+        # Of whole row groups, and not of our columns: pyarrow ends the process (an uncaught C++
+        # exception) where it is asked about a column of which the footer is damaged.
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-        unpacked = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in used)
+        unpacked = sum(group.total_byte_size for group in groups)
         self.row_bytes = unpacked // max(1, self.rows)
         if unpacked > max(UNPACKED, UNPACKED_TIMES * size):
             raise UserError(
-                f"{self.shard} has {size:,} bytes, and its images would unpack to {unpacked:,}: "
+                f"{self.shard} has {size:,} bytes, and would unpack to {unpacked:,}: "
                 "encoded images don't compress like that; it is damaged, or a trap: get it again"
             )
 
@@ -126,8 +126,7 @@ class Columns:
             return [0] * self.rows
         labels: list[Any] = []
         with self.opened(self.label if self.text_labels else None) as file:
-            for batch in file.iter_batches(batch_size=2**16, columns=[self.label]):
-                column = batch.column(0)
+            for column in batches(file, self.label, 2**16):
                 if self.text_labels:  # each text once, however many rows have it
                     texts = column.dictionary.to_pylist()
                     labels += [None if i is None else texts[i] for i in column.indices.to_pylist()]
@@ -142,8 +141,7 @@ class Columns:
         done = 0
         with self.opened(self.leaf) as file:
             rows = max(1, min(ROWS, BATCH // max(1, self.row_bytes)))
-            for batch in file.iter_batches(batch_size=rows, columns=[self.leaf]):
-                column = batch.column(0)
+            for column in batches(file, self.leaf, rows):
                 for name in self.field or ():
                     # flatten() keeps a null struct null; field() would not
                     column = column.flatten()[column.type.get_field_index(name)]
@@ -156,6 +154,16 @@ class Columns:
         if number > self.rows or (number < self.rows and not at_most):
             raise UserError(f"{self.shard} holds other than the {self.rows} rows that it says; "
                             "the file is damaged: get it again")  # fmt: skip
+
+
+def batches(file: Any, column: str, rows: int) -> Iterator[Any]:
+    """A column as Arrow arrays of at most so many rows, none of which spans two row groups: they
+    have dictionaries of their own."""
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(rows, row_groups=[group], columns=[column]):
+            (array,) = batch.columns
+            array.validate(full=True)  # of a damaged file, an index may lie beyond its dictionary
+            yield array
 
 
 def _content(column: Any, first: int) -> Callable[[int], bytes]:
