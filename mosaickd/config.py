@@ -362,6 +362,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         # What these decide stands elsewhere; or, of broken images, in the images alone.
         for hint in ("recipe", "train_size", "max_broken"):
             chosen[images].pop(hint, None)
+        if not chosen[images]["reader"].get("follow_links"):  # older runs had no such setting
+            chosen[images]["reader"].pop("follow_links", None)
     chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in WATCHING}
     return chosen
 

@@ -196,11 +196,11 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     pictures white: whole numbers are taken for 0..65535; others for 0..1, 0..255 or 0..65535,
     the first that the largest is in."""
     if values.dtype.kind != "f":
-        return (values.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return (values.clip(0, 65535) >> 8).astype(np.uint8)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     largest = values.max()
-    scale = 255.0 if largest <= 1 else 1.0 if largest <= 255 else 1 / 256
-    return np.rint((values * scale).clip(0, 255)).astype(np.uint8)
+    values *= 255.0 if largest <= 1 else 1.0 if largest <= 255 else 1 / 256  # in place: it is large
+    return values.clip(0, 255, out=values).round(out=values).astype(np.uint8)
 
 
 def fit(picture: Image.Image, size: int, notes: Counter[str]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Image files of every kind, and what only pretends to be one: its pixels, or why there are none."""
+"""Image files of every kind, and what only pretends to be one: its pixels, or why not."""
 
 from __future__ import annotations
 
