@@ -211,8 +211,8 @@ class TestBatches(Resident):
     __test__ = False  # a name that pytest would collect
 
     def __init__(self, data: ImageSet, *, part: int = 0, parts: int = 1, **settings: Any) -> None:
-        own = torch.arange(part, len(data), parts)
-        super().__init__(data if parts == 1 else data.only(own), **settings)
+        own = data if parts == 1 else data.only(slice(part, None, parts))
+        super().__init__(own, **settings)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         pairs = zip(

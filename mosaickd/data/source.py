@@ -54,8 +54,8 @@ class ImageSet:
         """The same images on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def only(self, chosen: Tensor) -> ImageSet:
-        """Some of the images. chosen: indices, or a mask [N]."""
+    def only(self, chosen: Tensor | slice) -> ImageSet:
+        """Some of the images. chosen: indices, a mask [N] or a slice."""
         return replace(self, images=self.images[chosen].contiguous(), labels=self.labels[chosen])
 
 
