@@ -45,7 +45,7 @@ ANNOTATIONS = {
 #: What the launcher adds when it builds a node, beyond what the YAML says.
 SUPPLIED = {
     "dataset": set[str](),
-    "reader": {"root", "split", "image_size"},
+    "reader": {"root", "split", "image_size", "max_broken"},
     "model": {"num_classes"},
     "generator": {"image_size"},
     "discriminator": {"image_size"},
@@ -359,8 +359,11 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     content = plain(cfg)
     chosen = {key: content[key] for key in sorted(keys)}
     for images in chosen.keys() & {"dataset", "ood"}:
-        for hint in ("recipe", "train_size"):  # what these decide stands elsewhere
+        # What these decide stands elsewhere; or, of broken images, in the images alone.
+        for hint in ("recipe", "train_size", "max_broken"):
             chosen[images].pop(hint, None)
+        if not chosen[images]["reader"].get("follow_links"):  # older runs had no such setting
+            chosen[images]["reader"].pop("follow_links", None)
     chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in WATCHING}
     return chosen
 
@@ -369,7 +372,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 #: other one makes it another experiment than the recipe of its method.
 PLAIN_OVERRIDES = re.compile(
     r"(method|dataset|ood|teacher|student|pair|sweep|tracker|seed|device|force|ood_subset"
-    r"|teacher_missing|teachers_dir)=|tracker\.|hydra[./]|(dataset|ood)\.root=|"
+    r"|teacher_missing|teachers_dir)=|tracker\.|hydra[./]|(dataset|ood)\.(root|max_broken)=|"
     r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|train=default$|method\.teacher_at_once=|"
     r"(experiment|ablation|train\.steps|(dataset|ood)\.(classes|limit)|ood_subset_size)=null$|"
     rf"train\.({'|'.join(sorted(WATCHING | COMPUTING))})="

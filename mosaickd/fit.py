@@ -23,6 +23,7 @@ from mosaickd.build import (
     try_players,
 )
 from mosaickd.config import identity, plain
+from mosaickd.data.broken import listing
 from mosaickd.data.subset import fingerprint
 from mosaickd.engine import distribution
 from mosaickd.engine.checkpoint import TorchRandom
@@ -37,6 +38,7 @@ from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
 from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.errors import UserError
+from mosaickd.files import write_atomically
 from mosaickd.gallery import Gallery
 from mosaickd.locks import check_owned, owned
 from mosaickd.methods.base import Latents
@@ -92,6 +94,7 @@ class Fit:
             cfg, device=self.device, autocast=self.autocast, check=self.interruption.check
         )
         result["data_fingerprint"] = self.gallery.fingerprints()
+        self.list_broken()
         epoch = self.gallery.epoch_steps()
         recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs and epoch else None
         steps: int | None = cfg.train.steps or recipe
@@ -190,6 +193,17 @@ class Fit:
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
             summary = {"accuracy": at.accuracy, "teacher_accuracy": result["teacher_accuracy"]}
             tracker.finish(status, summary)
+
+    def list_broken(self) -> None:
+        """Say in the run's folder which images were left out because they can't be read."""
+        broken = self.gallery.broken
+        self.result["broken_images"] = {split: len(places) for split, places in broken.items()}
+        if distribution.is_first():
+            path = self.folder / "broken.txt"
+            if broken:
+                write_atomically(path, lambda file: file.write(listing(broken)))
+            else:
+                path.unlink(missing_ok=True)
 
     def check_shareable(self) -> None:
         if distribution.world() > 1 and not self.method.shareable:

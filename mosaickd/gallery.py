@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mosaickd.build import build
 from mosaickd.config import images_of
+from mosaickd.data.broken import Broken
 from mosaickd.data.loader import (
     BalancedLoader,
     Normalize,
@@ -76,6 +78,13 @@ class Gallery:
             name = f"{subset}{self.sources[source].name}"
             check_batch_size(cfg.train.batch_size, self.count_of(source), name)
 
+    @property
+    def broken(self) -> dict[str, Broken]:
+        """The images that were left out because they can't be read: where there are any."""
+        splits = {"dataset/test": self.test}
+        splits |= {f"{source}/train": images for source, images in self.images.items()}
+        return {name: images.broken for name, images in splits.items() if images.broken}
+
     def count_of(self, source: SourceName) -> int:
         """How many images the method has to train on."""
         if source not in self.images:
@@ -131,9 +140,7 @@ class Gallery:
             )
         )
         distribution.same(kept)  # where it can't be kept in a file, each has chosen
-        self.images["ood"] = ImageSet(
-            images.images[kept].contiguous(), images.labels[kept], images.classes
-        )
+        self.images["ood"] = images.only(kept)
 
     def ask(
         self,
@@ -185,7 +192,7 @@ class Gallery:
                     stream.statistics,
                 )
                 distribution.same(predicted)
-                data = ImageSet(data.images, predicted.to(self.device), self.test.classes)
+                data = replace(data, labels=predicted.to(self.device), classes=self.test.classes)
                 kind = BalancedLoader
             loaders[name] = kind(
                 data,

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 PRODUCTS = (
     *("result.json", "student.safetensors", "checkpoints/last.pt", "checkpoints/previous.pt"),
     *("checkpoints/damaged.pt", "checkpoints/best.safetensors", "samples", "metrics.jsonl"),
-    *("config.json", "teacher", "wandb", "wandb.json"),
+    *("config.json", "broken.txt", "teacher", "wandb", "wandb.json"),
 )
 
 
@@ -140,6 +140,7 @@ def run(
         "steps": before.get("steps", 0),
         "seconds": before.get("seconds", 0.0),
         "seconds_per_step": before.get("seconds_per_step"),
+        "broken_images": before.get("broken_images", {}),
         "device": None,
         "memory_mb": None,
         "processes": distribution.world(),

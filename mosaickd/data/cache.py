@@ -1,6 +1,7 @@
 """Large image sets, decoded once: one file that every later run maps into memory.
 
-The file holds the images as .npy, then the labels as raw int64. It lies in `.mosaickd` under the
+The file holds the images as .npy, then the labels as raw int64, then, where images were left out
+because they are broken, which and why: as JSON. It lies in `.mosaickd` under the
 set's root or, where that can't be written, in the user's cache folder ($XDG_CACHE_HOME, else
 ~/.cache). Its name ends in a fingerprint of what it was made from: changed images get a new one.
 """
@@ -10,19 +11,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
+import json
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mosaickd.data.broken import printable
+from mosaickd.data.decoding import Decoded, kept
 from mosaickd.data.pictures import in_threads
 from mosaickd.files import user_cache, write_atomically
 
@@ -33,15 +37,31 @@ CACHE_FROM = 5_000  # images: fewer are decoded at every start, in a second
 STAT_CHUNK = 1024  # files that a thread looks at in one go
 
 
-def cached(
-    root: Path, name: str, key: str, *, what: str, make: Callable[[IO[bytes]], np.ndarray]
-) -> tuple[Tensor, Tensor] | None:
-    """Images uint8 [N, 3, H, W] and labels int64 [N], mapped from the cache `name` of root.
+class Made(NamedTuple):
+    """What belongs to the images of a cache: labels [N], and the (index, reason) of each image of
+    the set that is broken and not among them."""
 
-    make(file) writes the images (`reserve`, or `write_header` and then pixels) and returns the
-    labels. It is called only where the cache lacks `key`, by one process at a time; others wait,
-    and take over from one that was killed. None where no folder takes a cache; what make raises,
-    apart from OSError, is passed on.
+    labels: np.ndarray
+    broken: tuple[tuple[int, str], ...] = ()
+
+
+class Cached(NamedTuple):
+    """images: uint8 [N, 3, H, W]; labels: int64 [N]; broken as in `Made`."""
+
+    images: Tensor
+    labels: Tensor
+    broken: tuple[tuple[int, str], ...]
+
+
+def cached(
+    root: Path, name: str, key: str, *, what: str, make: Callable[[IO[bytes]], Made]
+) -> Cached | None:
+    """The cache `name` of root, its images mapped into memory.
+
+    make(file) writes the images (`reserve`, or `write_header` and then pixels) and returns what
+    belongs to them. It is called only where the cache lacks `key`, by one process at a time;
+    others wait, and take over from one that was killed. None where no folder takes a cache; what
+    make raises, apart from OSError, is passed on.
     """
     places = _places(root)
     for place in places:
@@ -68,6 +88,12 @@ def cached(
     return None
 
 
+def in_memory(decoded: Decoded, labels: np.ndarray) -> Cached:
+    """The same without a file. labels: of all, also of those that are broken."""
+    own = labels[kept(len(labels), decoded.broken)]
+    return Cached(torch.from_numpy(decoded.images), torch.from_numpy(own), decoded.broken)
+
+
 def _places(root: Path) -> list[Path]:
     """Folders that may hold the caches of root, the preferred one first."""
     root = root.absolute()
@@ -81,16 +107,18 @@ def _places(root: Path) -> list[Path]:
     return [*places, home / f"{root.name}-{digest}"]
 
 
-def _write(path: Path, make: Callable[[IO[bytes]], np.ndarray]) -> None:
+def _write(path: Path, make: Callable[[IO[bytes]], Made]) -> None:
     def write(file: IO[bytes]) -> None:
-        labels = make(file)
+        made = make(file)
         file.seek(0, os.SEEK_END)
-        file.write(np.ascontiguousarray(labels, dtype="<i8").data)
+        file.write(np.ascontiguousarray(made.labels, dtype="<i8").data)
+        if made.broken:
+            file.write(json.dumps(made.broken).encode())
 
     write_atomically(path, write)
 
 
-def _open(path: Path, level: int) -> tuple[Tensor, Tensor] | None:
+def _open(path: Path, level: int) -> Cached | None:
     """What a cache file holds; None where there is none, or a bad one (logged at `level`)."""
     try:
         # Copy-on-write: pages are shared with other processes, and torch gets a writable array
@@ -98,10 +126,16 @@ def _open(path: Path, level: int) -> tuple[Tensor, Tensor] | None:
         images = np.load(path, mmap_mode="c", allow_pickle=False)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"{images.dtype} {list(images.shape)} instead of images")
-        end = images.offset + images.nbytes
-        if path.stat().st_size != end + 8 * len(images):
+        with open(path, "rb") as file:
+            file.seek(images.offset + images.nbytes)
+            labels = np.frombuffer(file.read(8 * len(images)), dtype="<i8").astype(np.int64)
+            rest = file.read()
+        if len(labels) != len(images):
             raise ValueError("its size is not what its header says")
-        labels = np.fromfile(path, dtype="<i8", offset=end).astype(np.int64, copy=False)
+        broken = tuple((int(i), printable(reason)) for i, reason in json.loads(rest or b"[]"))
+        edges = [-1, *(index for index, _ in broken), len(images) + len(broken)]
+        if any(index >= after for index, after in itertools.pairwise(edges)):
+            raise ValueError("its list of broken images is not in order")
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -110,7 +144,7 @@ def _open(path: Path, level: int) -> tuple[Tensor, Tensor] | None:
     except Exception as error:  # numpy raises nearly anything for a damaged header
         log.log(level, "the cache %s is damaged (%s): making it again", path, error)
         return None
-    return torch.from_numpy(images), torch.from_numpy(labels)
+    return Cached(torch.from_numpy(images), torch.from_numpy(labels), broken)
 
 
 def _name_old(place: Path, name: str, current: Path) -> None:
@@ -180,6 +214,13 @@ def reserve(file: IO[bytes], shape: Sequence[int]) -> np.memmap:
     return np.memmap(file, np.uint8, "r+", start, tuple(shape))
 
 
+def shorten(file: IO[bytes], shape: Sequence[int]) -> None:
+    """Fewer images than were reserved: the first ones."""
+    write_header(file, shape)
+    file.flush()
+    file.truncate(file.tell() + math.prod(shape))
+
+
 def fingerprint(folder: Path, files: Sequence[str], *settings: object) -> str:
     """16 hex digits that change with the files' names below folder, sizes and times of change.
 
@@ -188,18 +229,17 @@ def fingerprint(folder: Path, files: Sequence[str], *settings: object) -> str:
     """
     facts = np.full((len(files), 2), -1, dtype="<i8")
 
-    def look(indices: range) -> Counter[str]:
+    def look(indices: range, _: None) -> None:
         for index in indices:
             try:
                 status = os.stat(files[index])
             except OSError:
                 continue
             facts[index] = status.st_size, status.st_mtime_ns
-        return Counter()
 
     count = len(files)
-    stretches = [range(i, min(i + STAT_CHUNK, count)) for i in range(0, count, STAT_CHUNK)]
-    in_threads(look, stretches, f"looking for changes in {folder}")
+    stretches = [(range(i, min(i + STAT_CHUNK, count)), None) for i in range(0, count, STAT_CHUNK)]
+    in_threads(look, stretches, f"looking for changes in {folder}", count)
     prefix = len(os.path.join(folder, ""))
     digest = hashlib.sha256(repr(settings).encode(errors="surrogateescape"))
     digest.update("\0".join(file[prefix:] for file in files).encode(errors="surrogateescape"))

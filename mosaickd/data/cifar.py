@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +16,7 @@ import torch
 from mosaickd.data.parquet import find_shards, read_split
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
+from mosaickd.files import write_atomically
 
 
 def read(
@@ -22,6 +26,7 @@ def read(
     image_size: int,
     variant: Literal["cifar10", "cifar100"],
     download: bool = True,
+    max_broken: float = 0.0,  # of the images in Parquet; other files must be whole
 ) -> ImageSet:
     """Read a split, 32x32 (`Source` resizes, so that both layouts give the same pixels).
 
@@ -33,7 +38,7 @@ def read(
     root = root.absolute()
     shards = find_shards(root, split)
     if shards:
-        return read_split(shards)
+        return read_split(shards, max_broken=max_broken)
     other = "test" if split == "train" else "train"
     if find_shards(root, other):
         raise UserError(
@@ -57,7 +62,8 @@ def read(
     if not all((folder / name).exists() for name, _ in wanted):
         if not download:
             raise UserError(f"no {variant} images. {advice}")
-        fetch(root, lambda: kind(root, download=True), f"{variant} is missing", advice)
+        names = [name for name, _ in wanted]
+        fetch(root, lambda: download_archive(kind, root, names), f"{variant} is missing", advice)
         check_files(folder, wanted, download=False)
     data = kind(root, train=split == "train")
     images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
@@ -84,6 +90,28 @@ def check_files(folder: Path, wanted: list[Any], download: bool) -> None:
                             "download the set again")  # fmt: skip
 
 
+def download_archive(kind: Any, root: Path, names: Sequence[str]) -> None:
+    """The archive of a torchvision data set, once its MD5 is right, and these files of it."""
+    from torchvision.datasets.utils import download_url
+
+    download_url(kind.url, root, kind.filename, kind.tgz_md5)
+    unpack(root / kind.filename, root / kind.base_folder, names)
+
+
+def unpack(archive: Path, folder: Path, names: Sequence[str]) -> None:
+    """Write those files of `folder` in a .tar.gz that are wanted, and nothing else.
+
+    Only their content is taken, under names of our own: no path, link or device that an archive
+    may hold leaves the folder, on any version of Python.
+    """
+    wanted = {f"{folder.name}/{name}": name for name in names}
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is not None and member.name in wanted:
+                write_atomically(folder / wanted[member.name], partial(shutil.copyfileobj, content))
+
+
 def fetch(root: Path, download: Callable[[], object], problem: str, advice: str) -> None:
     """Run a download into root, one process at a time; UserError with advice if it fails."""
     from filelock import FileLock
@@ -93,7 +121,8 @@ def fetch(root: Path, download: Callable[[], object], problem: str, advice: str)
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".download.lock"):
             download()
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
+    except (OSError, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
+        # URLError is an OSError
         if created:
             shutil.rmtree(root, ignore_errors=True)
         raise UserError(f"{problem}, and downloading it failed ({error}). {advice}") from error

@@ -1,20 +1,18 @@
-"""Folders of image files, one sub-folder a class; and the decoding that other readers share."""
+"""Folders of image files, one sub-folder a class."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mosaickd.data import cache
-from mosaickd.data.pictures import SUFFIXES, fit, image_files, in_threads, to_rgb
+from mosaickd.data.broken import Unreadable, alike, printable, refuse_too_many
+from mosaickd.data.decoding import Decoded, decode, kept, named, stretches
+from mosaickd.data.finding import Found, Tree
+from mosaickd.data.pictures import SUFFIXES, read_file
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
@@ -22,137 +20,115 @@ log = logging.getLogger(__name__)
 
 # "val" first: where a set has both, its test folder is often without labels (ImageNet).
 FOLDERS = {"train": ("train",), "test": ("val", "test")}
-CHUNK = 256  # images a thread decodes at a stretch
-VERSION = 1  # of the decoding: raise it when the pixels change, so that old caches are not read
+VERSION = 2  # of the decoding: raise it when the pixels change, so that old caches are not read
 ADVICE = "set dataset.root= (or ood.root=) to a folder that holds train/<class>/*.png"
+LINKS = "dataset.reader.follow_links=true (or ood.reader.follow_links=true) follows it"
 
 
-def read(*, root: Path, split: str, image_size: int) -> ImageSet:
+def read(
+    *,
+    root: Path,
+    split: str,
+    image_size: int,
+    max_broken: float = 0.0,
+    follow_links: bool = False,  # also to what lies outside of root
+) -> ImageSet:
     """Read `root/train/<class>/...` or, for the test split, `root/val/...` or `root/test/...`.
 
     Without a train folder, the class folders (or bare images) in root itself are the training
     set. Images become RGB, the shorter side is resized to image_size, the centre is cropped. A
-    large set is decoded once, into a cache in root, and then mapped into memory.
-    Raises UserError for a missing or empty folder and for a file that is not a readable image.
+    large set is decoded once, into a cache in root, and then mapped into memory. Images that
+    can't be read are left out, as long as they are no larger a share of all than max_broken.
+    Raises UserError where they are, and for a missing or empty folder.
     """
     root = root.absolute()
     if not root.is_dir():
-        raise UserError(f"no folder {root}; {ADVICE}")
-    train_folder = root / "train" if (root / "train").is_dir() else root
-    folder = train_folder if split == "train" else _test_folder(root)
-    classes = _class_names(train_folder, skip=() if train_folder != root else FOLDERS["test"])
-    strangers = set(_class_names(folder)) - set(classes) if split != "train" else set()
-    if strangers and classes:
-        raise UserError(
-            f"{folder} has class folders that {train_folder} lacks: "
-            f"{', '.join(sorted(strangers)[:5])}; both must have the same classes"
-        )
-
-    files: list[str] = []
-    labels: list[int] = []
-    if classes:
-        for label, name in enumerate(classes):
-            found = image_files(folder / name)
-            if not found:
-                log.warning("%s has no images in its class folder %s", folder, name)
-            files += found
-            labels += [label] * len(found)
-    else:
-        classes = ["all"]  # bare images: enough for an out-of-domain set
-        files = image_files(folder)
-        labels = [0] * len(files)
-    if not files:
-        raise UserError(
-            f"no images in {folder} (looked for {', '.join(sorted(SUFFIXES))}); {ADVICE}"
-        )
+        raise UserError(f"no folder {printable(root)}; {ADVICE}")
+    folder, classes, found, labels = _find(Tree(root, follow_links, LINKS), root, split)
+    files, count, what = found.files, len(found.files), printable(folder)
 
     def content(index: int) -> bytes:
-        with open(files[index], "rb") as file:
-            return file.read()
+        if refusal := found.refused.get(files[index]):
+            raise Unreadable(refusal)
+        return read_file(files[index])
 
-    def decoded(into: np.ndarray | None = None) -> Tensor:
-        place = files.__getitem__
-        return decode(len(files), content, place, image_size, what=str(folder), into=into)
+    def decoded(into: np.ndarray | None = None) -> Decoded:
+        batches, place = stretches(count, content), files.__getitem__
+        return decode(batches, count, place, image_size, max_broken, what, into)
 
-    def make(file: IO[bytes]) -> np.ndarray:
-        pixels = cache.reserve(file, (len(files), 3, image_size, image_size))
-        decoded(pixels)
+    def make(file: IO[bytes]) -> cache.Made:
+        pixels = cache.reserve(file, (count, 3, image_size, image_size))
+        made = decoded(pixels)
         pixels.flush()
-        return np.asarray(labels)
+        if made.broken:
+            cache.shorten(file, made.images.shape)
+        return cache.Made(labels[kept(count, made.broken)], made.broken)
 
-    if len(files) >= cache.CACHE_FROM:
-        key = cache.fingerprint(folder, files, VERSION, image_size, classes)
+    images: cache.Cached | None = None
+    if count >= cache.CACHE_FROM:
+        refused = [index for index, file in enumerate(files) if file in found.refused]
+        key = cache.fingerprint(folder, files, VERSION, image_size, classes, refused)
         name = f"folder-{split}-{image_size}px"
-        mapped = cache.cached(root, name, key, what=str(folder), make=make)
-        if mapped is not None:
-            return ImageSet(*mapped, classes)
-        log.warning("%s is decoded into memory, at every start: make room for a cache, or set "
-                    "XDG_CACHE_HOME to a folder that has it", folder)  # fmt: skip
-    return ImageSet(decoded(), torch.tensor(labels, dtype=torch.int64), classes)
+        images = cache.cached(root, name, key, what=what, make=make)
+        if images is None:
+            log.warning("%s is decoded into memory, at every start: make room for a cache, or set "
+                        "XDG_CACHE_HOME to a folder that has it", what)  # fmt: skip
+    if images is None:
+        images = cache.in_memory(decoded(), labels)
+    broken = named(images.broken, files.__getitem__)
+    refuse_too_many(broken, count, max_broken, what)
+    return ImageSet(images.images, images.labels, classes, broken)
 
 
-def decode(
-    count: int,
-    content: Callable[[int], bytes],
-    place: Callable[[int], str],
-    image_size: int | None,
-    what: str,
-    into: np.ndarray | None = None,
-) -> Tensor:
-    """Decode encoded images (any format Pillow reads) in a thread pool -> uint8 [N, 3, S, S].
-
-    content(i): the i-th image's bytes; place(i): where it is, for error messages. image_size
-    None keeps the images' own size [N, 3, H, W], which must then be the same for all. into: where
-    the pixels go, instead of new memory. What had to be converted is logged once, with counts.
-    Raises UserError naming the place of a bad image.
-    """
-
-    def one(index: int, notes: Counter[str]) -> np.ndarray:
-        try:
-            picture = to_rgb(content(index), notes)
-            return np.asarray(picture if image_size is None else fit(picture, image_size, notes))
-        except Exception as error:  # decoders raise nearly anything for damaged bytes
+def _find(tree: Tree, root: Path, split: str) -> tuple[Path, list[str], Found, np.ndarray]:
+    """-> the split's folder, the classes, what lies in their folders, and int64 labels of it."""
+    train_folder = root / "train" if (root / "train").is_dir() else root
+    folder = train_folder if split == "train" else _test_folder(root)
+    for entered in {train_folder, folder} - {root}:
+        tree.enter(entered)
+    classes, beside = tree.class_folders(
+        train_folder, skip=() if train_folder != root else FOLDERS["test"]
+    )
+    if split != "train" and classes:
+        of_test, beside = tree.class_folders(folder)
+        if strangers := sorted(set(of_test) - set(classes)):
             raise UserError(
-                f"cannot read the image {place(index)}: {error}; the file is damaged or not an "
-                "image: remove it, or get it again"
-            ) from error
+                f"{printable(folder)} has class folders that {printable(train_folder)} lacks: "
+                f"{', '.join(map(printable, strangers[:5]))}; both must have the same classes"
+            )
+    if doubles := alike(classes):
+        pairs = "; ".join(", ".join(map(ascii, group)) for group in doubles[:5])
+        log.warning("%s has classes that look alike and are kept apart: %s",
+                    printable(train_folder), pairs)  # fmt: skip
 
-    first = one(0, Counter())
-    images = np.empty((count, 3, *first.shape[:2]), dtype=np.uint8) if into is None else into
-
-    def stretch(indices: range) -> Counter[str]:
-        notes: Counter[str] = Counter()
-        for index in indices:
-            picture = one(index, notes)
-            if picture.shape != first.shape:
-                raise UserError(
-                    f"the image {place(index)} is {picture.shape[1]}x{picture.shape[0]}, others "
-                    f"are {first.shape[1]}x{first.shape[0]}; all must have one size"
-                )
-            images[index] = picture.transpose(2, 0, 1)
-        return notes
-
-    stretches = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    notes = in_threads(stretch, stretches, f"reading {what}")
-    if notes:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(notes.items()))
-        log.info("%s: of %d images, converted %s", what, count, kinds)
-    return torch.from_numpy(images)
+    found = Found()
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        of_class = tree.image_files(folder / name)
+        if not of_class.files:
+            log.warning("%s has no images in its class folder %s",
+                        printable(folder), printable(name))  # fmt: skip
+        found.add(of_class)
+        labels += [label] * len(of_class.files)
+    if classes:
+        found.strays += beside
+    else:
+        classes = ["all"]  # bare images: enough for an out-of-domain set
+        found = tree.image_files(folder)
+        labels = [0] * len(found.files)
+    if not found.files:
+        raise UserError(f"no images in {printable(folder)} (looked for "
+                        f"{', '.join(sorted(SUFFIXES))}); {ADVICE}")  # fmt: skip
+    if found.strays:
+        log.info("%s: no images, left alone: %s", printable(folder), found.left_alone())
+    return folder, classes, found, np.array(labels, dtype=np.int64)
 
 
 def _test_folder(root: Path) -> Path:
     for name in FOLDERS["test"]:
         if (root / name).is_dir():
             return root / name
-    raise UserError(f"no test images: neither {root / 'val'} nor {root / 'test'} exists; {ADVICE}"
-                    " and val/<class>/*.png")  # fmt: skip
-
-
-def _class_names(folder: Path, skip: Sequence[str] = ()) -> list[str]:
-    """Sub-folders' names, sorted: the classes. Empty where the folder holds bare images."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            e.name
-            for e in entries
-            if e.is_dir() and not e.name.startswith((".", "__")) and e.name not in skip
-        )
+    raise UserError(
+        f"no test images: neither {printable(root / 'val')} nor {printable(root / 'test')} "
+        f"exists; {ADVICE} and val/<class>/*.png"
+    )

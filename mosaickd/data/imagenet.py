@@ -26,20 +26,33 @@ BATCHES = {"train": [f"train_data_batch_{number}" for number in range(1, 11)], "
 VERSION = 1  # of the unpacking: raise it when the result changes, so that old caches are not read
 
 
-def read(*, root: Path, split: str, image_size: int) -> ImageSet:
+def read(
+    *,
+    root: Path,
+    split: str,
+    image_size: int,
+    max_broken: float = 0.0,
+    follow_links: bool = False,  # of class folders: also to what lies outside of root
+) -> ImageSet:
     """Read a split from what lies in root. Batches keep their own size (`Source` resizes).
 
     Takes class folders, train/<class>/ and val/<class>/; else the batches of downsampled
     ImageNet, train_data_batch_1 to _10 and val_data, in root or in folders directly below it;
     else Parquet shards. Batches are unpacked once, into a cache in root, and then mapped into
-    memory. Raises UserError where the images are missing or damaged.
+    memory; they must be whole. max_broken, follow_links: as in `mosaickd.data.folder.read`.
+    Raises UserError where the images are missing or damaged.
     """
+
+    def read_folders() -> ImageSet:
+        return folder.read(root=root, split=split, image_size=image_size, max_broken=max_broken,
+                           follow_links=follow_links)  # fmt: skip
+
     root = root.absolute()
     if not root.is_dir():
         raise UserError(f"no folder {root}. {_advice(root)}")
     # First, because a search for anything else looks at each of a million image files.
     if _has_folders(root / "train"):
-        return folder.read(root=root, split=split, image_size=image_size)
+        return read_folders()
     if batches := find_batches(root, split):
         return _read_batches(root, split, batches)
     other = "test" if split == "train" else "train"
@@ -51,10 +64,10 @@ def read(*, root: Path, split: str, image_size: int) -> ImageSet:
             "them"
         )
     if shards := find_shards(root, split):
-        return read_split(shards, image_size=image_size)
+        return read_split(shards, image_size=image_size, max_broken=max_broken)
     if not _has_folders(root):
         raise UserError(f"no ImageNet images in {root}. {_advice(root)}")
-    return folder.read(root=root, split=split, image_size=image_size)
+    return read_folders()
 
 
 def _advice(root: Path) -> str:
@@ -102,8 +115,8 @@ def _read_batches(root: Path, split: str, batches: list[Path]) -> ImageSet:
             f"{', '.join(missing)} is missing, so only the images that are there are used"
         )
 
-    def make(file: IO[bytes]) -> np.ndarray:
-        return _unpack(batches, file)
+    def make(file: IO[bytes]) -> cache.Made:
+        return cache.Made(_unpack(batches, file))
 
     names = [str(path) for path in batches]
     key = cache.fingerprint(root, names, VERSION)
@@ -113,10 +126,10 @@ def _read_batches(root: Path, split: str, batches: list[Path]) -> ImageSet:
         log.warning("%s is unpacked into memory, at every start: make room for a cache, or set "
                     "XDG_CACHE_HOME to a folder that has it", what)  # fmt: skip
         memory = io.BytesIO()
-        labels = make(memory)
+        labels = _unpack(batches, memory)
         images = cache.after_header(memory)
-        found = torch.from_numpy(images), torch.from_numpy(labels)
-    return ImageSet(*found, [str(index) for index in range(CLASSES)])
+        found = cache.Cached(torch.from_numpy(images), torch.from_numpy(labels), ())
+    return ImageSet(found.images, found.labels, [str(index) for index in range(CLASSES)])
 
 
 def _unpack(batches: list[Path], file: IO[bytes]) -> np.ndarray:

@@ -211,13 +211,7 @@ class TestBatches(Resident):
     __test__ = False  # a name that pytest would collect
 
     def __init__(self, data: ImageSet, *, part: int = 0, parts: int = 1, **settings: Any) -> None:
-        own = (
-            data
-            if parts == 1
-            else ImageSet(
-                data.images[part::parts].contiguous(), data.labels[part::parts], data.classes
-            )
-        )
+        own = data if parts == 1 else data.only(slice(part, None, parts))
         super().__init__(own, **settings)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
-import json
+import itertools
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mosaickd.data import cache
-from mosaickd.data.folder import decode
+from mosaickd.data.broken import Unreadable, refuse_too_many
+from mosaickd.data.decoding import Content, Decoded, decode, kept, named
+from mosaickd.data.shard import Columns
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
-IMAGE_COLUMNS = ("img", "image")
-VERSION = 1  # of the decoding: raise it when the pixels change, so that old caches are not read
-LABEL_COLUMNS = ("fine_label", "label")  # fine before coarse: CIFAR-100 has both
+VERSION = 2  # of the decoding: raise it when the pixels change, so that old caches are not read
+MAX_CLASSES = 2**20  # where nothing says how many there are: the largest label does
 
 
 def read(
@@ -36,10 +36,12 @@ def read(
     image_size: int,
     image_column: str | None = None,  # null: img or image
     label_column: str | None = None,  # null: fine_label or label; without one all labels are 0
+    max_broken: float = 0.0,
 ) -> ImageSet:
     """Read a split from the Parquet shards under root, each image fitted to image_size.
 
-    Raises UserError for missing or damaged files, unknown columns and undecodable images.
+    Raises UserError for missing or damaged files, unknown columns, and where a larger share of
+    the images than max_broken can't be read.
     """
     shards = find_shards(root, split)
     if not shards:
@@ -49,8 +51,9 @@ def read(
             "them there, or set dataset.root= (or ood.root=) to the folder that holds them"
         )
     return read_split(
-        shards, image_size=image_size, image_column=image_column, label_column=label_column
-    )
+        shards, image_size=image_size, image_column=image_column, label_column=label_column,
+        max_broken=max_broken,
+    )  # fmt: skip
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
@@ -111,147 +114,93 @@ def read_split(
     image_size: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_broken: float = 0.0,
 ) -> ImageSet:
     """Read and decode these shards, in order. image_size None keeps the images' own common size.
 
     Class names come from the schema's `huggingface` metadata, else from a text label column, else
     they are the numbers. A large set is decoded once, into a cache beside it, and then mapped into
-    memory. Raises UserError naming the file (and row) that cannot be read.
+    memory. Rows whose image can't be read, or without a label, are left out, as long as they are
+    no larger a share of all than max_broken. Raises UserError naming the file (and row).
     """
-    labels: list[Any] = []
-    starts: list[tuple[int, Path]] = []
-    names: list[str] | None = None
-    for shard in shards:
-        starts.append((len(labels), shard))
-        shard_labels, names = _read_labels(shard, image_column, label_column)
-        labels += shard_labels
-    if not labels:
+    columns = [Columns(shard, image_column, label_column) for shard in shards]
+    count = sum(each.rows for each in columns)
+    if not count:
         raise UserError(f"{shards[0]} has no rows; get the file again, or choose another root")
+    starts = [0, *itertools.accumulate(each.rows for each in columns)]
 
     def place(index: int) -> str:
-        start, shard = next(item for item in reversed(starts) if item[0] <= index)
-        return f"in row {index - start} of {shard}"
+        shard = bisect.bisect_right(starts, index) - 1
+        return f"row {index - starts[shard]} of {shards[shard]}"
 
     # Labels first: an unusable column is found before the long work.
-    label_tensor, classes = _labels(labels, names, place)
+    texts = [label for each in columns for label in each.labels()]
+    labels, classes = numbered(texts, columns[-1].class_names, place)
+    unlabelled = np.flatnonzero(labels < 0)
     what = str(shards[0].parent)
 
-    def decoded() -> Tensor:
-        encoded = [image for shard in shards for image in _read_images(shard, image_column)]
+    def batches() -> Iterator[tuple[range, Content]]:
+        for start, each in zip(starts, columns, strict=False):
+            for rows, content in each.images():
+                yield range(start + rows.start, start + rows.stop), labelled(start, content)
 
-        def content(index: int) -> bytes:
-            data = encoded[index]
-            if data is None:
-                raise ValueError("the row holds no bytes (only a path, or nothing)")
-            return data
+    def labelled(start: int, content: Content) -> Content:
+        def of_row(index: int) -> bytes:
+            if labels[index] < 0:
+                raise Unreadable("its label is null")
+            return content(index - start)
 
-        return decode(len(encoded), content, place, image_size, what=what)
+        return of_row
 
-    def make(file: IO[bytes]) -> np.ndarray:
-        images = decoded()
-        cache.write_header(file, images.shape)
-        file.write(images.numpy().data)
-        return label_tensor.numpy()
+    def decoded() -> Decoded:
+        return decode(batches(), count, place, image_size, max_broken, what)
 
-    if len(labels) >= cache.CACHE_FROM:
+    def make(file: IO[bytes]) -> cache.Made:
+        made = decoded()
+        cache.write_header(file, made.images.shape)
+        file.write(made.images.data)
+        return cache.Made(labels[kept(count, made.broken)], made.broken)
+
+    images: cache.Cached | None = None
+    if count >= cache.CACHE_FROM:
         key = cache.fingerprint(
-            shards[0].parent, [str(shard) for shard in shards], VERSION, image_size, image_column
-        )
+            shards[0].parent, [str(shard) for shard in shards], VERSION, image_size, image_column,
+            unlabelled.tolist(),
+        )  # fmt: skip
         name = f"parquet-{shards[0].stem.split('-')[0]}-{image_size or 'own'}px"
-        found = cache.cached(shards[0].parent, name, key, what=what, make=make)
-        if found is not None:
-            return ImageSet(found[0], label_tensor, classes)
-    return ImageSet(decoded(), label_tensor, classes)
+        images = cache.cached(shards[0].parent, name, key, what=what, make=make)
+    if images is None:
+        images = cache.in_memory(decoded(), labels)
+    refuse_too_many(named(images.broken, place), count, max_broken, what)
+    own = labels[kept(count, images.broken)]  # not the cache's: another column may be asked for
+    return ImageSet(images.images, torch.from_numpy(own), classes, named(images.broken, place))
 
 
-@contextmanager
-def _opened(shard: Path) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def numbered(
+    labels: Sequence[int | str | None], names: list[str] | None, place: Callable[[int], str]
+) -> tuple[np.ndarray, list[str]]:
+    """Labels as int64 [N], -1 for null, and the class names; texts are numbered in sorted order.
 
-    try:
-        with pq.ParquetFile(shard) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"cannot read {shard}: {error}; the file is damaged or incomplete: get it again"
-        ) from error
-
-
-def _read_labels(
-    shard: Path, image_column: str | None, label_column: str | None
-) -> tuple[list[Any], list[str] | None]:
-    """A shard's labels (0 without a label column) and its class names. Has it images, too?"""
-    with _opened(shard) as file:
-        schema = file.schema_arrow
-        if _column(shard, schema.names, image_column, IMAGE_COLUMNS) is None:
+    Raises UserError for a number that is out of range.
+    """
+    given = [(index, label) for index, label in enumerate(labels) if label is not None]
+    tensor = np.full(len(labels), -1, dtype=np.int64)
+    texts = [label for _, label in given if isinstance(label, str)]
+    if texts and len(texts) < len(given):
+        raise UserError(f"labels are partly numbers, partly texts, first in {place(0)}")
+    if texts:
+        names = sorted(set(texts))
+        number: dict[Any, int] = {name: index for index, name in enumerate(names)}
+        given = [(index, number[label]) for index, label in given]
+    elif given and all(label == -1 for _, label in given):  # the hub's mark for "not published"
+        given = [(index, 0) for index, _ in given]
+    count = len(names) if names else MAX_CLASSES
+    for index, label in given:
+        if not 0 <= int(label) < count:
             raise UserError(
-                f"{shard} has no image column: it has {', '.join(schema.names)}; set "
-                "dataset.reader.image_column= (or ood.reader.image_column=) to the right one"
+                f"the label in {place(index)} is {label}, out of range 0..{count - 1}; correct it, "
+                "or choose another column with dataset.reader.label_column= (or "
+                "ood.reader.label_column=)"
             )
-        key = _column(shard, schema.names, label_column, LABEL_COLUMNS)
-        if key is None:
-            return [0] * file.metadata.num_rows, None
-        return file.read(columns=[key]).column(key).to_pylist(), _class_names(schema.metadata, key)
-
-
-def _read_images(shard: Path, image_column: str | None) -> list[bytes | None]:
-    """A shard's encoded images."""
-    import pyarrow as pa
-
-    with _opened(shard) as file:
-        schema = file.schema_arrow
-        image_key = _column(shard, schema.names, image_column, IMAGE_COLUMNS)
-        table = file.read(columns=[image_key])
-    kind = schema.field(image_key).type
-    encoded: list[bytes | None] = []
-    for chunk in table.column(image_key).chunks:
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            # flatten() keeps a null struct null; field() would not
-            chunk = chunk.flatten()[kind.get_field_index("bytes")]
-        elif not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise UserError(
-                f"column {image_key} of {shard} is {kind}; expected encoded images, either binary "
-                "or a struct with a field `bytes`"
-            )
-        encoded += chunk.to_pylist()
-    return encoded
-
-
-def _column(
-    shard: Path, present: list[str], wanted: str | None, usual: tuple[str, ...]
-) -> str | None:
-    if wanted is not None and wanted not in present:
-        raise UserError(f"{shard} has no column {wanted!r}; it has {', '.join(present)}")
-    return wanted or next((name for name in usual if name in present), None)
-
-
-def _class_names(metadata: dict[bytes, bytes] | None, label_key: str) -> list[str] | None:
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features[label_key]["names"]]
-    except (KeyError, TypeError, ValueError):  # no such metadata, or another writer's
-        return None
-
-
-def _labels(labels: list[Any], names: list[str] | None, place: Any) -> tuple[Tensor, list[str]]:
-    """Labels as int64 [N] and the class names; text labels are numbered in sorted order."""
-    for index, label in enumerate(labels):
-        if isinstance(label, bool) or not isinstance(label, int | str):
-            raise UserError(f"the label {place(index)} is {label!r}; expected a number or a text")
-    if all(isinstance(label, str) for label in labels):
-        names = sorted(set(labels))
-        number = {name: index for index, name in enumerate(names)}
-        return torch.tensor([number[label] for label in labels]), names
-    if any(isinstance(label, str) for label in labels):
-        raise UserError(f"labels are partly numbers, partly texts, first {place(0)}")
-    tensor = torch.tensor(labels, dtype=torch.int64)
-    if bool((tensor == -1).all()):  # the hub's mark for "not published"
-        tensor = torch.zeros_like(tensor)
-    count = len(names) if names else int(tensor.max()) + 1
-    wrong = ((tensor < 0) | (tensor >= count)).nonzero().flatten().tolist()
-    if wrong:
-        raise UserError(
-            f"the label {place(wrong[0])} is {int(tensor[wrong[0]])}, out of range 0..{count - 1}"
-        )
-    return tensor, names or [str(index) for index in range(count)]
+        tensor[index] = label
+    return tensor, names or [str(index) for index in range(int(tensor.max(initial=0)) + 1)]

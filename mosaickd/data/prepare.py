@@ -32,7 +32,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from PIL import Image, ImageOps, features
 
-from mosaickd.data.pictures import SUFFIXES, image_files, to_rgb
+from mosaickd.data.broken import printable
+from mosaickd.data.finding import Tree
+from mosaickd.data.pictures import SUFFIXES, in_rgb, read_file
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_atomically, write_json
 
@@ -79,10 +81,13 @@ class Outcome:
         self.broken += other.broken
 
 
-def prepare(source: Path, target: Path, recipe: Recipe, workers: int) -> Outcome:
+def prepare(
+    source: Path, target: Path, recipe: Recipe, workers: int, follow_links: bool = False
+) -> Outcome:
     """Make small copies in target of all images below source, in the same sub-folders.
 
-    Finished ones are left alone; broken files are listed in target/broken.txt. Ctrl-C stops it.
+    Finished ones are left alone; broken files, and links out of source unless follow_links, are
+    listed in target/broken.txt. Ctrl-C stops it.
     Raises UserError for folders that can't be meant and where target can't be written.
     """
     source, target = source.resolve(), target.resolve()
@@ -94,8 +99,10 @@ def prepare(source: Path, target: Path, recipe: Recipe, workers: int) -> Outcome
     if recipe.format == "webp" and not features.check("webp"):
         raise UserError("this Pillow can't write WebP; use --format png")
     start = len(os.path.join(source, ""))
-    names = [path[start:] for path in image_files(source)]
-    if not names:
+    found = Tree(source, follow_links, "--follow-links follows it").image_files(source)
+    names = [path[start:] for path in found.files if path not in found.refused]
+    refused = [(path[start:], reason) for path, reason in found.refused.items()]
+    if not found.files:
         raise UserError(f"no images below {source} (looked for {', '.join(sorted(SUFFIXES))})")
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -104,6 +111,7 @@ def prepare(source: Path, target: Path, recipe: Recipe, workers: int) -> Outcome
             shutil.rmtree(target / PARTIAL, ignore_errors=True)  # of a killed run
             (target / PARTIAL).mkdir()
             outcome = _run(source, names, target, recipe, workers)
+            outcome.broken += refused
             shutil.rmtree(target / PARTIAL, ignore_errors=True)
             _list_broken(target, outcome)
     except OSError as error:
@@ -150,7 +158,8 @@ def _check_record(source: Path, target: Path, recipe: Recipe) -> None:
 def _list_broken(target: Path, outcome: Outcome) -> None:
     path = target / BROKEN
     if outcome.broken:
-        text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(outcome.broken))
+        lines = sorted(outcome.broken)
+        text = "".join(f"{printable(name, raw=True)}\t{reason}\n" for name, reason in lines)
         content = text.encode(errors="surrogateescape")
         write_atomically(path, lambda file: file.write(content))
     elif not outcome.stopped:
@@ -288,7 +297,6 @@ def _begin(source: Path, target: Path, recipe: Recipe, stop: Event) -> None:
     _task = (source, target, recipe, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")  # of the many odd files among a million
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -310,9 +318,10 @@ def _shrink(jobs: list[Job]) -> Outcome:
             outcome.present += 1
             continue
         try:
-            content = shrunk((source / name).read_bytes(), recipe)
-        except Exception as error:  # decoders raise nearly anything for damaged bytes
-            outcome.broken.append((name, " ".join(f"{error or type(error).__name__}".split())))
+            content = shrunk(read_file(source / name), recipe)
+        except Exception as error:  # also of a disk that can't be read everywhere
+            reason = " ".join(f"{error or type(error).__name__}".split())
+            outcome.broken.append((name, printable(reason)))
             continue
         _put(target / PARTIAL / str(os.getpid()), target / goal, content)
         outcome.made += 1
@@ -339,13 +348,13 @@ def _put(partial: Path, path: Path, content: bytes) -> None:
 
 def shrunk(data: bytes, recipe: Recipe) -> bytes:
     """An encoded image of any kind -> a small one, RGB, without loss and without metadata."""
-    picture = to_rgb(data, Counter())
     size = (recipe.size, recipe.size)
     method = FILTERS[recipe.filter]
-    if recipe.fit == "stretch":
-        picture = picture.resize(size, method)
-    else:
-        picture = ImageOps.fit(picture, size, method)
+    with in_rgb(data, Counter()) as picture:
+        if recipe.fit == "stretch":
+            picture = picture.resize(size, method)
+        else:
+            picture = ImageOps.fit(picture, size, method)
     picture.info.clear()  # colour profiles, larger than the image
     file = BytesIO()
     options = {"lossless": True} if recipe.format == "webp" else {}
@@ -362,7 +371,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = Recipe(options.size, options.filter, options.fit, options.format)
     began = time.monotonic()
     try:
-        outcome = prepare(options.source, options.target, recipe, options.workers)
+        outcome = prepare(
+            options.source, options.target, recipe, options.workers, options.follow_links
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -378,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = "file" if len(outcome.broken) == 1 else "files"
         line += f"; {len(outcome.broken)} broken {files} left out: {options.target / BROKEN}"
         for name, reason in outcome.broken[:SHOWN]:
-            print(f"broken: {options.source / name}: {reason}", file=sys.stderr)
+            print(f"broken: {printable(options.source / name)}: {reason}", file=sys.stderr)
     if outcome.stopped:
         line += "; stopped: the same command goes on"
     print(line)
@@ -411,6 +422,8 @@ def _parser() -> argparse.ArgumentParser:
                         "and the edges of the longer side are lost")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default="png", help="both without loss; WebP "
                         "is often smaller, and slower to write")  # fmt: skip
+    parser.add_argument("--follow-links", action="store_true", help="also links that lead out of "
+                        "SOURCE")  # fmt: skip
     parser.add_argument("--workers", type=_positive, default=_processors(), metavar="N",
                         help="processes")  # fmt: skip
     return parser

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mosaickd.bounds import Fraction
+from mosaickd.data.broken import Broken, summary
 from mosaickd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -25,11 +28,16 @@ RESIZE_CHUNK = 2048  # images resized at once: bounds the float copy, whatever t
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A split in memory. images: uint8 [N, 3, H, W], contiguous; labels: int64 [N], 0..K-1."""
+    """A split in memory. images: uint8 [N, 3, H, W], contiguous; labels: int64 [N], 0..K-1.
+
+    broken: (place, reason) of the images that the whole split has beside these, and that were
+    left out because they can't be read.
+    """
 
     images: Tensor
     labels: Tensor
     classes: list[str]
+    broken: Broken = ()
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8, self.images.dtype
@@ -44,7 +52,11 @@ class ImageSet:
 
     def to(self, device: torch.device) -> ImageSet:
         """The same images on `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def only(self, chosen: Tensor | slice) -> ImageSet:
+        """Some of the images. chosen: indices, a mask [N] or a slice."""
+        return replace(self, images=self.images[chosen].contiguous(), labels=self.labels[chosen])
 
 
 class Source:
@@ -63,6 +75,7 @@ class Source:
         limit: int | None = None,  # how many training images, a fair sample
         native_size: int | None = None,  # the size the set is usually used at
         train_size: int | None = None,  # how many training images the whole set has
+        max_broken: Fraction = 0.0,  # share of a split that may be unreadable, and is left out
     ) -> None:
         if image_size < 4 or image_size % 4:
             raise UserError(
@@ -91,6 +104,7 @@ class Source:
         self.classes = None if classes is None else list(classes)
         self.limit = limit
         self.native_size = native_size
+        self.max_broken = max_broken
         # Of a part of the classes nobody knows without reading the images, which may be gone.
         self.train_size = train_size if classes is None else None
         if self.train_size is not None and limit is not None:
@@ -114,7 +128,7 @@ class Source:
         Raises UserError where the images are missing or damaged, or fewer than asked for.
         """
         root = Path(self.root).expanduser()
-        images = self.reader(root=root, split=split, image_size=self.image_size)
+        images = self._read(root, split)
         if self.classes is not None:
             images = self._select_classes(images, self.classes)
         if self.limit is not None and split == "train":
@@ -132,7 +146,20 @@ class Source:
                 log.info("%s: images resized from %dx%d to %dx%d", self.name, height, width, size,
                          size)  # fmt: skip
                 self._said_resize = True
-            images = ImageSet(resize(images.images, size), images.labels, images.classes)
+            images = replace(images, images=resize(images.images, size))
+        return images
+
+    def _read(self, root: Path, split: Split) -> ImageSet:
+        tolerance = {"max_broken": self.max_broken}
+        if "max_broken" not in inspect.signature(self.reader).parameters:
+            tolerance = {}
+        images = self.reader(root=root, split=split, image_size=self.image_size, **tolerance)
+        if images.broken:
+            log.warning(
+                "%s: %d of %d %s images are broken and left out: %s; a run lists all of them in "
+                "its broken.txt", self.name, len(images.broken),
+                len(images) + len(images.broken), split, summary(images.broken),
+            )  # fmt: skip
         return images
 
     def _select_classes(self, images: ImageSet, classes: list[int]) -> ImageSet:
@@ -153,11 +180,10 @@ class Source:
             seen.add(index)
         new_label = torch.full((count,), -1, dtype=torch.int64)
         new_label[torch.tensor(classes)] = torch.arange(len(classes))
-        labels = new_label[images.labels]
-        keep = labels >= 0
-        return ImageSet(
-            images.images[keep].contiguous(), labels[keep], [images.classes[i] for i in classes]
+        images = replace(
+            images, labels=new_label[images.labels], classes=[images.classes[i] for i in classes]
         )
+        return images.only(images.labels >= 0)
 
     def _sample(self, images: ImageSet, limit: int) -> ImageSet:
         available = len(images)
@@ -170,8 +196,7 @@ class Source:
         # A prefix of one permutation: a larger limit contains the smaller one's images. The order
         # of the set is kept, so that a limit of all images changes nothing.
         order = torch.randperm(available, generator=torch.Generator().manual_seed(LIMIT_SEED))
-        keep = order[:limit].sort().values
-        return ImageSet(images.images[keep].contiguous(), images.labels[keep], images.classes)
+        return images.only(order[:limit].sort().values)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

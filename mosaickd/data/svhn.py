@@ -14,16 +14,19 @@ from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
 
-def read(*, root: Path, split: str, image_size: int, download: bool = True) -> ImageSet:
+def read(
+    *, root: Path, split: str, image_size: int, download: bool = True, max_broken: float = 0.0
+) -> ImageSet:
     """Read a split of the cropped digits, 32x32 (`Source` resizes).
 
     Takes Parquet shards as on the Hugging Face hub, else train_32x32.mat and test_32x32.mat.
+    max_broken: the share of the shards' images that may be unreadable, and is left out.
     Raises UserError where the file is missing and cannot be downloaded, or is damaged.
     """
     root = root.absolute()
     shards = find_shards(root, split)
     if shards:
-        return read_split(shards)
+        return read_split(shards, max_broken=max_broken)
 
     from torchvision.datasets import SVHN
 

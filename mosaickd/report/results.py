@@ -20,7 +20,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 #: What newer versions write as well.
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "variant": (str, type(None)), "ood_subset": (bool, type(None)),
-    "error": (str, type(None)), "versions": (dict,),
+    "error": (str, type(None)), "versions": (dict,), "broken_images": (dict,),
 }  # fmt: skip
 ACCURACY: dict[str, tuple[type, ...]] = {
     "last": (int, float, type(None)), "best": (int, float, type(None)),

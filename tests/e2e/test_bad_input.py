@@ -133,7 +133,21 @@ def test_a_damaged_picture_is_named(cli: Cli, tiny: Tiny) -> None:
     pictures(root)
     damaged = root / "RGB16-007.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    assert_says(cli(*own_images(tiny, "folder", root), code=1), str(damaged))
+    assert_says(cli(*own_images(tiny, "folder", root), code=1), str(damaged), "1 of 20",
+                "max_broken")  # fmt: skip
+
+
+def test_a_few_damaged_pictures_are_left_out_counted_and_listed(cli: Cli, tiny: Tiny) -> None:
+    root = cli.folder / "mine"
+    pictures(root, 200, size=16)
+    damaged = (root / "RGB16-123.png").rename(root / "Gr\u00fc\u00dfe\n123.png")
+    damaged.write_bytes(b"")
+    outcome = cli(*own_images(tiny, "folder", root))
+    run = cli.folder / "run"
+    assert read_json(run / "result.json")["broken_images"] == {"ood/train": 1}
+    (line,) = (run / "broken.txt").read_text().splitlines()
+    assert line == f"ood/train\t{root}/Gr\u00fc\u00dfe\\n123.png\tan empty file"
+    assert "mine: 1 of 200 train images are broken and left out" in outcome.out
 
 
 def test_pictures_of_every_kind_are_converted_and_it_is_said_once(cli: Cli, tiny: Tiny) -> None:

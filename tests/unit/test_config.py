@@ -230,7 +230,7 @@ def test_a_methods_signature_says_what_it_needs(
 WATCHED = [
     "train.eval_every=7", "train.checkpoint_every=7", "train.log_every=7",
     "train.eval_batch_size=7", "tracker=none", "force=true", "device=cpu",
-    "teacher_missing=error",
+    "teacher_missing=error", "dataset.max_broken=0.5", "ood.max_broken=0",
 ]  # fmt: skip
 COMPUTED = [
     "seed=1", "train.steps=7", "train.epochs=7", "train.batch_size=7", "train.precision=fp32",
@@ -244,6 +244,13 @@ def test_how_a_run_is_watched_does_not_make_it_another(hydra_compose: Compose) -
     headline = identity(hydra_compose())
     for override in WATCHED:
         assert identity(hydra_compose(override)) == headline, override
+
+
+def test_following_links_makes_another_run_and_not_to_is_as_before(hydra_compose: Compose) -> None:
+    own = ("ood=folder", "ood.root=here")
+    usual = identity(hydra_compose(*own))
+    assert "follow_links" not in usual["ood"]["reader"]
+    assert identity(hydra_compose(*own, "ood.reader.follow_links=true")) != usual
 
 
 def test_what_a_run_computes_makes_it_another(hydra_compose: Compose) -> None:

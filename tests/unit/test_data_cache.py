@@ -26,7 +26,7 @@ context.set_forkserver_preload(["mosaickd.data.folder", "mosaickd.data.subset"])
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
 
 
-def make(file: IO[bytes], log: Path | None = None, pause: float = 0.0) -> np.ndarray:
+def make(file: IO[bytes], log: Path | None = None, pause: float = 0.0) -> cache.Made:
     """Seven images and their labels; each call leaves a line in `log`."""
     if log is not None:
         with log.open("a") as lines:
@@ -35,7 +35,7 @@ def make(file: IO[bytes], log: Path | None = None, pause: float = 0.0) -> np.nda
     pixels[:4] = PIXELS[:4]
     time.sleep(pause)
     pixels[4:] = PIXELS[4:]
-    return np.arange(7)
+    return cache.Made(np.arange(7))
 
 
 def ask(root: Path, log: Path, pause: float, key: str = "key") -> None:
@@ -55,7 +55,7 @@ def test_it_is_made_once_and_mapped(tmp_path: Path) -> None:
     for _ in range(2):
         found = cache.cached(tmp_path, "set", "key", what="a set", make=partial(make, log=log))
         assert found is not None
-        images, labels = found
+        images, labels, _ = found
         assert np.array_equal(images.numpy(), PIXELS)
         assert labels.tolist() == list(range(7))
         images[0] = 0  # the next one sees nothing of it
@@ -133,7 +133,7 @@ def test_where_root_cannot_be_written_the_users_cache_folder_is_taken(
 
 
 def test_an_error_of_the_maker_leaves_nothing(tmp_path: Path) -> None:
-    def fail(file: IO[bytes]) -> np.ndarray:
+    def fail(file: IO[bytes]) -> cache.Made:
         cache.reserve(file, PIXELS.shape)
         raise UserError("a broken image")
 
@@ -168,7 +168,7 @@ def read(root: Path, split: str = "train", image_size: int = 8) -> ImageSet:
 
 def test_a_large_folder_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read(root)
-    monkeypatch.setattr(folder, "to_rgb", None)  # nothing can be decoded any more
+    monkeypatch.setattr(folder, "decode", None)  # nothing can be decoded any more
     second = read(root)
     for images in (first, second):
         assert images.images[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]

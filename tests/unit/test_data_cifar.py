@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from torchvision.datasets import CIFAR10, CIFAR100, SVHN
+from torchvision.datasets import CIFAR100, SVHN
 
 from mosaickd.data import cifar, svhn
 from mosaickd.errors import UserError
@@ -17,11 +17,11 @@ from mosaickd.errors import UserError
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Any) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
         raise URLError("no network in this test")
 
-    for kind in (CIFAR10, CIFAR100, SVHN):
-        monkeypatch.setattr(kind, "download", refuse)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
+    monkeypatch.setattr(SVHN, "download", refuse)
 
 
 def write(path: Path, content: dict[str, Any]) -> str:

@@ -129,7 +129,7 @@ def test_an_undecodable_image_is_named_with_its_row(tmp_path: Path, damaged: byt
 @pytest.mark.parametrize("labels", [[0, 7], [0, -1], [0, None]])
 def test_an_impossible_label_is_named_with_its_row(tmp_path: Path, labels: list[Any]) -> None:
     write(tmp_path / "train.parquet", [png(pixels(1)[0])] * 2, ["a", "b"], label=labels)
-    with pytest.raises(UserError, match=r"label in row 1 of .*train\.parquet"):
+    with pytest.raises(UserError, match=r"row 1 of .*train\.parquet"):
         parquet.read(root=tmp_path, split="train", image_size=8)
 
 
