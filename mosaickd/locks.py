@@ -30,6 +30,10 @@ HEARTBEAT = 5.0  # seconds between signs of life
 #: The file that says whose a run's folder is.
 OWNER = ".owner"
 
+ANOTHER_FOLDER = (
+    "choose another folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
+)
+
 #: What this process holds, and which file it was that said so.
 _owned: dict[Path, tuple[SoftFileLease, int]] = {}
 
@@ -43,10 +47,11 @@ class Lost(UserError):
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. Raises InUse where another process, which is named, does.
+def owned(folder: Path, otherwise: str = ANOTHER_FOLDER) -> Iterator[None]:
+    """Hold `folder` for this process. Raises InUse where another process does, which it names.
 
-    Whether a process of another machine lives takes up to `LEASE` seconds to see.
+    Whether a process of another machine lives takes up to `LEASE` seconds to see. otherwise: what
+    a user can do in place of waiting.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,10 +59,7 @@ def owned(folder: Path) -> Iterator[None]:
     with _named(lease):
         taken = _taken(lease)
     if not taken:
-        raise InUse(
-            f"{folder} is in use by {_holder(lease)}: wait until it ends, or choose another "
-            "folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
-        )
+        raise InUse(f"{folder} is in use by {_holder(lease)}: wait until it ends, or {otherwise}")
     _owned[folder] = lease, os.stat(lease.lock_file).st_ino
     try:
         yield

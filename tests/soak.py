@@ -49,7 +49,7 @@ MOST_KILLS = 12  # of one run, before it is let through
 PATIENCE = 120.0  # seconds that a run never needs
 
 #: Files that are not finished by their names, and those of locks.
-TEMPORARY = {".tmp", ".lock", ".making"}
+TEMPORARY = {".tmp", ".making"}
 
 #: What a file is written with. A run is killed right before or right after one of these.
 OPERATIONS = ("replace", "link", "fsync", "unlink", "fdatasync")

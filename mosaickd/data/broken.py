@@ -29,28 +29,28 @@ def refuse_too_many(broken: Broken, count: int, max_broken: float, what: str) ->
     leave = f", or leave them out with dataset.max_broken={share:g} (or ood.max_broken=)"
     advice = f"{ADVICE}{leave if len(broken) < count else ''}"
     raise UserError(
-        f"{len(broken)} of {count} images of {printable(what)} are broken, more than "
+        f"{len(broken)} of {count} images of {escaped(what)} are broken, more than "
         f"max_broken={max_broken:g} of them: {summary(broken)}; {advice}"
     )
 
 
 def summary(broken: Broken) -> str:
     """The first few with their reasons, on one line."""
-    first = ", ".join(f"{printable(place)} ({reason})" for place, reason in broken[:SHOWN])
+    first = ", ".join(f"{escaped(place)} ({reason})" for place, reason in broken[:SHOWN])
     return first + (f", and {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
 
 
 def listing(by_split: Mapping[str, Broken]) -> bytes:
     """A line each: split, place and reason, with tabs between them; names keep their own bytes."""
     lines = (
-        f"{split}\t{printable(place, raw=True)}\t{reason}\n"
+        f"{split}\t{escaped(place, raw=True)}\t{reason}\n"
         for split, broken in by_split.items()
         for place, reason in broken
     )
     return "".join(lines).encode(errors="surrogateescape")
 
 
-def printable(text: object, *, raw: bool = False) -> str:
+def escaped(text: object, *, raw: bool = False) -> str:
     """On one line, and harmless to a terminal: what steers it is written as \\n, \\x1b, \\u202e.
 
     Bytes of a file's name that are no text become \\xff; raw leaves them, as surrogates.

@@ -16,8 +16,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -25,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaickd.data.broken import printable
+from mosaickd.data.broken import escaped
 from mosaickd.data.decoding import Decoded, kept
 from mosaickd.data.pictures import in_threads
 from mosaickd.files import user_cache, write_atomically
+from mosaickd.locks import one_maker
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def cached(
         path = place / f"{name}-{key}.npy"
         try:
             place.mkdir(parents=True, exist_ok=True)
-            with one_maker(place / f".{name}.lock", what):
+            with one_maker(place / f".{name}.making", what):
                 found = _open(path, logging.WARNING)  # another process may have made it
                 if found is None:
                     for killed in place.glob(f".{name}-*.tmp"):
@@ -132,7 +132,7 @@ def _open(path: Path, level: int) -> Cached | None:
             rest = file.read()
         if len(labels) != len(images):
             raise ValueError("its size is not what its header says")
-        broken = tuple((int(i), printable(reason)) for i, reason in json.loads(rest or b"[]"))
+        broken = tuple((int(i), escaped(reason)) for i, reason in json.loads(rest or b"[]"))
         edges = [-1, *(index for index, _ in broken), len(images) + len(broken)]
         if any(index >= after for index, after in itertools.pairwise(edges)):
             raise ValueError("its list of broken images is not in order")
@@ -153,29 +153,6 @@ def _name_old(place: Path, name: str, current: Path) -> None:
         if path != current:
             log.info("%s is of other images, or read otherwise: delete it to free %.1f GB",
                      path, path.stat().st_size / 1e9)  # fmt: skip
-
-
-@contextmanager
-def one_maker(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever has it. A killed process releases it.
-
-    Raises OSError where locks can't be had.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s: waiting for another process that is making it (%s)", what, path)
-            lock.acquire()
-    except NotImplementedError as error:  # a file system without locks
-        raise OSError(errno.ENOLCK, str(error)) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_header(file: IO[bytes], shape: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from mosaickd.data.parquet import find_shards, read_split
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
+from mosaickd.locks import one_maker
 
 
 def read(
@@ -114,12 +115,10 @@ def unpack(archive: Path, folder: Path, names: Sequence[str]) -> None:
 
 def fetch(root: Path, download: Callable[[], object], problem: str, advice: str) -> None:
     """Run a download into root, one process at a time; UserError with advice if it fails."""
-    from filelock import FileLock
-
     created = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".download.lock"):
+        with one_maker(root / ".download.making", str(root)):
             download()
     except (OSError, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
         # URLError is an OSError

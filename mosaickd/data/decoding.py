@@ -10,7 +10,7 @@ from itertools import chain
 
 import numpy as np
 
-from mosaickd.data.broken import ADVICE, Broken, Unreadable, printable, refuse_too_many
+from mosaickd.data.broken import ADVICE, Broken, Unreadable, escaped, refuse_too_many
 from mosaickd.data.pictures import in_threads, pixels
 from mosaickd.errors import UserError
 
@@ -62,16 +62,16 @@ def decode(
             if max_broken > 0:
                 raise
             raise UserError(
-                f"cannot read the image {printable(place(index))}: {error}; {ADVICE}, or leave "
+                f"cannot read the image {escaped(place(index))}: {error}; {ADVICE}, or leave "
                 "such images out with dataset.max_broken=0.01 (or ood.max_broken=)"
             ) from error
         except OSError as error:
             raise UserError(
-                f"cannot read {printable(place(index))}: {error.strerror or error}; the disk or "
+                f"cannot read {escaped(place(index))}: {error.strerror or error}; the disk or "
                 "its permissions are at fault, not the image"
             ) from error
         except MemoryError as error:
-            raise UserError(f"not enough memory to decode {printable(place(index))}") from error
+            raise UserError(f"not enough memory to decode {escaped(place(index))}") from error
 
     if image_size is None:
         batches, shape = _look_ahead(batches, one)
@@ -90,7 +90,7 @@ def decode(
                 continue
             if picture.shape != shape:
                 raise UserError(
-                    f"the image {printable(place(index))} is {picture.shape[1]}x"
+                    f"the image {escaped(place(index))} is {picture.shape[1]}x"
                     f"{picture.shape[0]}, others are {shape[1]}x{shape[0]}; all must have one size"
                 )
             images[index] = picture.transpose(2, 0, 1)
@@ -104,7 +104,7 @@ def decode(
     refuse_too_many(named(broken, place), count, max_broken, what)
     if notes:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(notes.items()))
-        log.info("%s: of %d images, converted %s", printable(what), count, kinds)
+        log.info("%s: of %d images, converted %s", escaped(what), count, kinds)
     return Decoded(_without(images, broken), tuple(broken))
 
 
@@ -140,7 +140,7 @@ def _new(shape: tuple[int, ...], what: str) -> np.ndarray:
         return np.empty(shape, dtype=np.uint8)
     except (MemoryError, ValueError) as error:
         raise UserError(
-            f"{printable(what)}: no memory for {shape[0]} images of {shape[3]}x{shape[2]} pixels"
+            f"{escaped(what)}: no memory for {shape[0]} images of {shape[3]}x{shape[2]} pixels"
         ) from error
 
 

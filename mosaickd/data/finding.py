@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mosaickd.data.broken import printable
+from mosaickd.data.broken import escaped
 from mosaickd.data.pictures import SUFFIXES
 from mosaickd.errors import UserError
 
@@ -31,7 +31,7 @@ class Found:
 
     def left_alone(self) -> str:
         """The strays in a few words, the most frequent first."""
-        kinds = [f"{number} {printable(kind)}" for kind, number in self.strays.most_common(SHOWN)]
+        kinds = [f"{number} {escaped(kind)}" for kind, number in self.strays.most_common(SHOWN)]
         return ", ".join([*kinds, "others"] if len(self.strays) > SHOWN else kinds)
 
 
@@ -53,7 +53,7 @@ class Tree:
             return None
         if os.path.join(os.path.realpath(entry), "").startswith(self.inside):
             return None
-        return f"a link that leads out of {printable(self.inside)}; {self.advice}"
+        return f"a link that leads out of {escaped(self.inside)}; {self.advice}"
 
     def image_files(self, folder: str | os.PathLike[str]) -> Found:
         """All below a folder of the tree, at any depth: the files of a folder in sorted order,
@@ -112,7 +112,7 @@ class Tree:
     def enter(self, folder: Path) -> None:
         """UserError for a folder that must not be looked at, and can't be done without."""
         if refusal := self.refusal(folder):
-            raise UserError(f"{printable(folder)} is {refusal}")
+            raise UserError(f"{escaped(folder)} is {refusal}")
 
 
 def listed(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -122,7 +122,7 @@ def listed(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(
-            f"cannot list the folder {printable(folder)}: {error.strerror or error}"
+            f"cannot list the folder {escaped(folder)}: {error.strerror or error}"
         ) from error
 
 

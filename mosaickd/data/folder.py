@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from mosaickd.data import cache
-from mosaickd.data.broken import Unreadable, alike, printable, refuse_too_many
+from mosaickd.data.broken import Unreadable, alike, escaped, refuse_too_many
 from mosaickd.data.decoding import Decoded, decode, kept, named, stretches
 from mosaickd.data.finding import Found, Tree
 from mosaickd.data.pictures import SUFFIXES, read_file
@@ -43,9 +43,9 @@ def read(
     """
     root = root.absolute()
     if not root.is_dir():
-        raise UserError(f"no folder {printable(root)}; {ADVICE}")
+        raise UserError(f"no folder {escaped(root)}; {ADVICE}")
     folder, classes, found, labels = _find(Tree(root, follow_links, LINKS), root, split)
-    files, count, what = found.files, len(found.files), printable(folder)
+    files, count, what = found.files, len(found.files), escaped(folder)
 
     def content(index: int) -> bytes:
         if refusal := found.refused.get(files[index]):
@@ -93,13 +93,13 @@ def _find(tree: Tree, root: Path, split: str) -> tuple[Path, list[str], Found, n
         of_test, beside = tree.class_folders(folder)
         if strangers := sorted(set(of_test) - set(classes)):
             raise UserError(
-                f"{printable(folder)} has class folders that {printable(train_folder)} lacks: "
-                f"{', '.join(map(printable, strangers[:5]))}; both must have the same classes"
+                f"{escaped(folder)} has class folders that {escaped(train_folder)} lacks: "
+                f"{', '.join(map(escaped, strangers[:5]))}; both must have the same classes"
             )
     if doubles := alike(classes):
         pairs = "; ".join(", ".join(map(ascii, group)) for group in doubles[:5])
         log.warning("%s has classes that look alike and are kept apart: %s",
-                    printable(train_folder), pairs)  # fmt: skip
+                    escaped(train_folder), pairs)  # fmt: skip
 
     found = Found()
     labels: list[int] = []
@@ -107,7 +107,7 @@ def _find(tree: Tree, root: Path, split: str) -> tuple[Path, list[str], Found, n
         of_class = tree.image_files(folder / name)
         if not of_class.files:
             log.warning("%s has no images in its class folder %s",
-                        printable(folder), printable(name))  # fmt: skip
+                        escaped(folder), escaped(name))  # fmt: skip
         found.add(of_class)
         labels += [label] * len(of_class.files)
     if classes:
@@ -117,10 +117,10 @@ def _find(tree: Tree, root: Path, split: str) -> tuple[Path, list[str], Found, n
         found = tree.image_files(folder)
         labels = [0] * len(found.files)
     if not found.files:
-        raise UserError(f"no images in {printable(folder)} (looked for "
+        raise UserError(f"no images in {escaped(folder)} (looked for "
                         f"{', '.join(sorted(SUFFIXES))}); {ADVICE}")  # fmt: skip
     if found.strays:
-        log.info("%s: no images, left alone: %s", printable(folder), found.left_alone())
+        log.info("%s: no images, left alone: %s", escaped(folder), found.left_alone())
     return folder, classes, found, np.array(labels, dtype=np.int64)
 
 
@@ -129,6 +129,6 @@ def _test_folder(root: Path) -> Path:
         if (root / name).is_dir():
             return root / name
     raise UserError(
-        f"no test images: neither {printable(root / 'val')} nor {printable(root / 'test')} "
+        f"no test images: neither {escaped(root / 'val')} nor {escaped(root / 'test')} "
         f"exists; {ADVICE} and val/<class>/*.png"
     )

@@ -20,7 +20,8 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
-from mosaickd.files import write_atomically
+from mosaickd.files import remove_temporaries, write_atomically
+from mosaickd.locks import one_maker
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +93,16 @@ def _cached(
     path: Path, alphabet: str, split: str, count: int, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels from the cache; drawn, and put there, where it lacks them."""
-    from filelock import FileLock
-
     shape = (count, 3, size, size)
     cached = _read_cache(path, shape)
     if cached is not None:
         return cached
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with one_maker(path.with_name(f".{path.stem}.making"), alphabet):
             cached = _read_cache(path, shape)  # another run may have drawn it meanwhile
             if cached is None:
+                remove_temporaries(path.parent, of=path.stem)
                 cached = draw(alphabet, split, count, size, seed)
                 images, labels = cached
                 save = partial(np.savez, images=images, labels=labels)

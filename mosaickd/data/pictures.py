@@ -25,7 +25,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from mosaickd.data.broken import Unreadable, printable
+from mosaickd.data.broken import Unreadable, escaped
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 #: What is opened, whatever a file's name says. Of Pillow's others some start programs (EPS).
@@ -125,7 +125,7 @@ def _reasons() -> Iterator[None]:
         raise
     except Exception as error:
         text = re.sub(r" ?<[^<>]* at 0x[0-9a-fA-F]+>", "", " ".join(str(error).split()))
-        raise Unreadable(printable(text)[:200] or type(error).__name__) from error
+        raise Unreadable(escaped(text)[:200] or type(error).__name__) from error
 
 
 class Room:

@@ -29,14 +29,14 @@ from multiprocessing import connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from PIL import Image, ImageOps, features
 
-from mosaickd.data.broken import printable
+from mosaickd.data.broken import escaped
 from mosaickd.data.finding import Tree
 from mosaickd.data.pictures import SUFFIXES, in_rgb, read_file
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_atomically, write_json
+from mosaickd.locks import owned
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 FORMATS = ("png", "webp")
@@ -106,7 +106,7 @@ def prepare(
         raise UserError(f"no images below {source} (looked for {', '.join(sorted(SUFFIXES))})")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _owned(target):
+        with owned(target, otherwise="choose another TARGET"):
             _check_record(source, target, recipe)
             shutil.rmtree(target / PARTIAL, ignore_errors=True)  # of a killed run
             (target / PARTIAL).mkdir()
@@ -120,19 +120,6 @@ def prepare(
             f"cannot write {path}: {error.strerror}; the same command goes on when that is mended"
         ) from error
     return outcome
-
-
-@contextmanager
-def _owned(target: Path) -> Iterator[None]:
-    lock = FileLock(target / ".prepare.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process is filling {target}: wait until it ends") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_record(source: Path, target: Path, recipe: Recipe) -> None:
@@ -159,7 +146,7 @@ def _list_broken(target: Path, outcome: Outcome) -> None:
     path = target / BROKEN
     if outcome.broken:
         lines = sorted(outcome.broken)
-        text = "".join(f"{printable(name, raw=True)}\t{reason}\n" for name, reason in lines)
+        text = "".join(f"{escaped(name, raw=True)}\t{reason}\n" for name, reason in lines)
         content = text.encode(errors="surrogateescape")
         write_atomically(path, lambda file: file.write(content))
     elif not outcome.stopped:
@@ -321,7 +308,7 @@ def _shrink(jobs: list[Job]) -> Outcome:
             content = shrunk(read_file(source / name), recipe)
         except Exception as error:  # also of a disk that can't be read everywhere
             reason = " ".join(f"{error or type(error).__name__}".split())
-            outcome.broken.append((name, printable(reason)))
+            outcome.broken.append((name, escaped(reason)))
             continue
         _put(target / PARTIAL / str(os.getpid()), target / goal, content)
         outcome.made += 1
@@ -389,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = "file" if len(outcome.broken) == 1 else "files"
         line += f"; {len(outcome.broken)} broken {files} left out: {options.target / BROKEN}"
         for name, reason in outcome.broken[:SHOWN]:
-            print(f"broken: {printable(options.source / name)}: {reason}", file=sys.stderr)
+            print(f"broken: {escaped(options.source / name)}: {reason}", file=sys.stderr)
     if outcome.stopped:
         line += "; stopped: the same command goes on"
     print(line)

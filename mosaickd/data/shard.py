@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mosaickd.data.broken import Unreadable, printable
+from mosaickd.data.broken import Unreadable, escaped
 from mosaickd.errors import UserError
 
 IMAGE_COLUMNS = ("img", "image")
@@ -31,7 +31,7 @@ class Columns:
     def __init__(self, shard: Path, image_column: str | None, label_column: str | None) -> None:
         self.shard = shard
         if not shard.is_file():
-            raise UserError(f"{printable(shard)} is not a regular file; remove it, or get it again")
+            raise UserError(f"{escaped(shard)} is not a regular file; remove it, or get it again")
         with self.opened() as file:
             schema, metadata = file.schema_arrow, file.metadata
             self.rows: int = metadata.num_rows
@@ -47,7 +47,7 @@ class Columns:
             self.field = image_field(kind)
             if self.field is None:
                 raise UserError(
-                    f"column {printable(self.image)} of {shard} is {printable(kind)[:200]}; "
+                    f"column {escaped(self.image)} of {shard} is {escaped(kind)[:200]}; "
                     "expected encoded images, either binary or a struct with a field `bytes`"
                 )
             self.leaf = ".".join([self.image, *self.field])
@@ -77,7 +77,7 @@ class Columns:
         text = types.is_string(value) or types.is_large_string(value)
         if not (text or types.is_integer(value) or types.is_null(value)):
             raise UserError(
-                f"column {printable(self.label)} of {self.shard} is {printable(kind)[:200]}; "
+                f"column {escaped(self.label)} of {self.shard} is {escaped(kind)[:200]}; "
                 "expected labels, whole numbers or texts: choose another column with "
                 "dataset.reader.label_column= (or ood.reader.label_column=)"
             )
@@ -114,9 +114,9 @@ class Columns:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged file surfaces as nearly anything
-            reason = printable(" ".join(str(error).split()))[:300]
+            reason = escaped(" ".join(str(error).split()))[:300]
             raise UserError(
-                f"cannot read {printable(self.shard)}: {reason}; the file is damaged or "
+                f"cannot read {escaped(self.shard)}: {reason}; the file is damaged or "
                 "incomplete: get it again"
             ) from error
 
@@ -201,5 +201,5 @@ def class_names(metadata: dict[bytes, bytes] | None, label_key: str) -> list[str
 
 
 def listed(columns: list[str]) -> str:
-    names = [printable(name) for name in columns[:20]]
+    names = [escaped(name) for name in columns[:20]]
     return ", ".join([*names, "..."] if len(columns) > 20 else names)

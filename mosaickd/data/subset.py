@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mosaickd.data.cache import one_maker
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
-from mosaickd.files import write_atomically
+from mosaickd.files import remove_temporaries, write_atomically
+from mosaickd.locks import one_maker
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,14 @@ def most_uncertain(scores: Callable[[], Tensor], *, count: int, path: Path, what
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(one_maker(path.with_suffix(".lock"), what))
+            stack.enter_context(one_maker(path.with_name(f".{path.stem}.making"), what))
         except OSError as error:
             log.warning("the choice among %s can't be kept in %s: %s", what, path.parent, error)
             return choose(scores(), count, what)
         found = _read(path, count, logging.WARNING)  # another process may have chosen meanwhile
         if found is not None:
             return found
+        remove_temporaries(path.parent, of=path.stem)
         values = scores()
         found = choose(values, count, what)
         metadata = {"what": what, "images": str(len(values)),

@@ -25,7 +25,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from mosaickd.data import cache, cifar, folder, imagenet, parquet, prepare
 from mosaickd.data import shard as shard_module
-from mosaickd.data.broken import listing, printable
+from mosaickd.data.broken import escaped, listing
 from mosaickd.data.source import ImageSet, Source
 from mosaickd.errors import UserError
 
@@ -193,7 +193,7 @@ def test_a_list_of_broken_images_has_a_line_each_and_the_names_own_bytes() -> No
         rb"ood/train	/a/\x1b[31mred\n\u202egnp.png	torn",
         b"ood/train\t/a/\xff.png\ttorn",
     ]
-    assert printable("/a/\udcff.png") == r"/a/\xff.png"
+    assert escaped("/a/\udcff.png") == r"/a/\xff.png"
 
 
 # ------------------------------------------------------------------------------------ class folders
@@ -236,7 +236,7 @@ def test_names_in_any_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert len(listing({"dataset/train": images.broken}).split(b"\n")) == len(NAMES) + 1
     with pytest.raises(UserError) as caught:
         read(tmp_path, max_broken=0.1)
-    assert str(caught.value) == printable(caught.value)
+    assert str(caught.value) == escaped(caught.value)
 
 
 def test_names_that_look_alike_are_kept_apart_and_said(
@@ -560,7 +560,7 @@ def test_damaged_parquet_files_never_surprise(tmp_path: Path) -> None:
             refused += 1
             said = str(error)
         assert not said or str(tmp_path) in said
-        assert said == printable(said)
+        assert said == escaped(said)
     assert refused > MUTATIONS // 10
 
 

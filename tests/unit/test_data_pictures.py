@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from mosaickd.data import pictures
-from mosaickd.data.broken import Unreadable, printable
+from mosaickd.data.broken import Unreadable, escaped
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 FOUR = np.array([[RED, GREEN], [BLUE, WHITE]], np.uint8).repeat(8, 0).repeat(8, 1)  # 16x16
@@ -171,7 +171,7 @@ def test_what_is_no_image_is_refused_with_a_reason(name: str) -> None:
             decoded(make(), 8)
         reasons.add(str(caught.value))
     (reason,) = reasons
-    assert reason == printable(reason)
+    assert reason == escaped(reason)
     assert reason
     assert " at 0x" not in reason
 
