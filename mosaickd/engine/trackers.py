@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from pathlib import Path
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 GRACE = 30.0  # seconds beyond W&B's own timeouts, after which its process is taken for hung
 INTERRUPTED = 10.0  # seconds that a run which was asked to stop still waits
 BACKLOG = 10_000  # records that W&B may be behind
+#: How wandb says, on the terminal only, that not all was sent, or that its service has crashed.
+COMPLAINT = re.compile(r"^(?:wandb: (?:WARNING|ERROR) |(?=panic: ))(.*?)\.?$", re.MULTILINE)
 
 
 class Tracker(Protocol):
@@ -104,8 +107,8 @@ class WandbTracker:
         if trouble and mode == "online":
             reason, trouble = trouble, self.begin("offline")
             if not trouble:
-                log.warning("W&B can't be used: %s. The run goes on offline; `wandb sync %s` sends "
-                            "it later", reason, self.files)  # fmt: skip
+                log.warning("%s can't be used: %s. The run goes on offline; `wandb sync %s` sends "
+                            "it later", _server(), reason, self.files)  # fmt: skip
         if trouble:
             self.give_up(trouble)
 
@@ -124,8 +127,6 @@ class WandbTracker:
             raise
         if "begun" in answer:
             self.process, self.files = process, Path(answer["begun"])
-            if self.folder not in self.files.parents and mode != "disabled":
-                log.warning("W&B can't write to %s: its files are in %s", self.folder, self.files)
             return ""
         process.kill()
         if "missing" in answer:
@@ -135,7 +136,7 @@ class WandbTracker:
             )
         if "mistake" in answer:
             raise UserError(f"W&B refuses a setting (tracker.*, WANDB_*): {answer['mistake']}")
-        return _trouble(answer)
+        return _trouble(answer, process.printed())
 
     def log(self, step: int, record: dict[str, Any]) -> None:
         self.send({"step": step, "record": _flatten(record)})
@@ -156,9 +157,9 @@ class WandbTracker:
         answer = process.answer(seconds)
         if not answer and status == "interrupted":  # it closes its files, within its own time
             self.give_up(f"not everything was sent within {seconds:g} s")
-        elif answer != {"ended": 0}:
+        elif trouble := _trouble(answer, process.printed()):
             process.kill()
-            self.give_up(_trouble(answer))
+            self.give_up(trouble)
         self.process = None
 
     def send(self, order: dict[str, Any]) -> None:
@@ -166,7 +167,7 @@ class WandbTracker:
         if self.process is None:
             return
         if answer := self.process.answer(0):
-            self.give_up(_trouble(answer))
+            self.give_up(_trouble(answer, self.process.printed()))
         elif self.process.waiting() > BACKLOG:
             self.process.kill()
             self.give_up(f"it has stopped taking records; {BACKLOG} are waiting")
@@ -188,11 +189,12 @@ class Subprocess:
     """
 
     def __init__(self, script: Path) -> None:
+        self._stderr = tempfile.TemporaryFile("a+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._stderr,
             start_new_session=True,  # Ctrl-C is for the run alone
         )
         self._orders: SimpleQueue[str | None] = SimpleQueue()
@@ -209,6 +211,11 @@ class Subprocess:
             return self._answers.get(timeout=seconds)
         except Empty:
             return {}
+
+    def printed(self) -> str:
+        """What it has written to stderr."""
+        self._stderr.seek(0)
+        return self._stderr.read()
 
     def waiting(self) -> int:
         """Orders that were not taken yet."""
@@ -238,12 +245,14 @@ class Subprocess:
         self.close()
 
 
-def _trouble(answer: dict[str, Any]) -> str:
-    """What is wrong, in words, where W&B's process has not done what it should."""
+def _trouble(answer: dict[str, Any], printed: str) -> str:
+    """What is wrong, in words; "" where W&B's process has ended as it should."""
+    if complaints := COMPLAINT.findall(printed):
+        return str(complaints[0])
     if "trouble" in answer:
         return str(answer["trouble"]).rstrip(".")
     if "ended" in answer:
-        return f"its process has ended with code {answer['ended']}"
+        return f"its process has ended with code {answer['ended']}" if answer["ended"] else ""
     return "it does not answer"
 
 
@@ -265,10 +274,14 @@ def _run_id(path: Path) -> str:
     return run_id
 
 
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
 def _has_api_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    host = _server().split("//")[-1].split("/")[0]
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return netrc.netrc(path).authenticators(host) is not None

@@ -75,9 +75,16 @@ def follow(run: Any, orders: Iterator[Order]) -> bool:
     return False
 
 
-def end_within(seconds: float) -> None:
+def end_within(seconds: float, tell: Tell) -> None:
     """End this process then, whatever it waits for."""
-    timer = threading.Timer(seconds, os._exit, [1])
+
+    def end() -> None:
+        try:
+            tell(trouble=f"it has not finished within {seconds:g} s")
+        finally:
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
 
@@ -90,7 +97,7 @@ def main() -> None:
         try:
             finished = follow(run, orders)
         finally:  # also after an error: what is already logged goes into W&B's files
-            end_within(seconds + GRACE)
+            end_within(seconds + GRACE, tell)
             run.finish(exit_code=0 if finished else 1)
     except SystemExit:
         raise
