@@ -157,9 +157,9 @@ class WandbTracker:
         answer = process.answer(seconds)
         if not answer and status == "interrupted":  # it closes its files, within its own time
             self.give_up(f"not everything was sent within {seconds:g} s")
-        elif trouble := _trouble(answer, process.printed()):
+        elif answer != {"ended": 0} or COMPLAINT.search(process.printed()):
             process.kill()
-            self.give_up(trouble)
+            self.give_up(_trouble(answer, process.printed()))
         self.process = None
 
     def send(self, order: dict[str, Any]) -> None:
@@ -246,13 +246,13 @@ class Subprocess:
 
 
 def _trouble(answer: dict[str, Any], printed: str) -> str:
-    """What is wrong, in words; "" where W&B's process has ended as it should."""
+    """What is wrong, in words."""
     if complaints := COMPLAINT.findall(printed):
         return str(complaints[0])
     if "trouble" in answer:
         return str(answer["trouble"]).rstrip(".")
     if "ended" in answer:
-        return f"its process has ended with code {answer['ended']}" if answer["ended"] else ""
+        return f"its process has ended with code {answer['ended']}"
     return "it does not answer"
 
 

@@ -359,10 +359,10 @@ def test_an_id_that_can_not_be_kept(
 
 
 @pytest.mark.slow
-def test_files_that_lie_elsewhere_are_told(
+def test_a_folder_that_cannot_be_made(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Something else has the name of W&B's folder; it takes one below TMPDIR then."""
+    """Something else has the name of W&B's folder."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("a file")
     (tmp_path / "temporary").mkdir()
