@@ -13,6 +13,7 @@ It outlives the process that started it only to close W&B's files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -75,6 +76,14 @@ def follow(run: Any, orders: Iterator[Order]) -> bool:
     return False
 
 
+def close_files() -> None:
+    """Wait until the service has ended: it writes the last of a run's file then."""
+    import wandb
+
+    with contextlib.suppress(BaseException):  # it may be gone, or end with an error code
+        wandb.teardown()
+
+
 def end_within(seconds: float, tell: Tell) -> None:
     """End this process then, whatever it waits for."""
 
@@ -98,7 +107,10 @@ def main() -> None:
             finished = follow(run, orders)
         finally:  # also after an error: what is already logged goes into W&B's files
             end_within(seconds + GRACE, tell)
-            run.finish(exit_code=0 if finished else 1)
+            try:
+                run.finish(exit_code=0 if finished else 1)
+            finally:
+                close_files()
     except SystemExit:
         raise
     except BaseException as error:

@@ -359,14 +359,10 @@ def test_an_id_that_can_not_be_kept(
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_made(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Something else has the name of W&B's folder."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("a file")
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     play(begin(tmp_path / "run"))
     warning(caplog)
 
