@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import netrc
 import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
 import uuid
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from mosaickd.bounds import Positive
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+GRACE = 30.0  # seconds beyond W&B's own timeouts, after which its process is taken for hung
+INTERRUPTED = 10.0  # seconds that a run which was asked to stop still waits
+BACKLOG = 10_000  # records that W&B may be behind
+#: How wandb says, on the terminal only, that not all was sent, or that its service has crashed.
+COMPLAINT = re.compile(r"^(?:wandb: (?:WARNING|ERROR) |(?=panic: ))(.*?)\.?$", re.MULTILINE)
 
 
 class Tracker(Protocol):
@@ -41,7 +59,13 @@ class NoTracker:
 class WandbTracker:
     """Weights & Biases; offline where there is no API key, and never with a prompt.
 
+    Nothing that happens to W&B ends, blocks or alters a run. It lives in a process of its own
+    (`wandb_process.py`), for which a run waits at the start, at the end, and never in between. A
+    server that can't be used leaves the run offline, any other trouble ends the tracking; either
+    is one warning. A mistake (no wandb, a project's name that W&B refuses) is a UserError.
+
     The run's id lies in the run's folder, so that a resumed run continues the same curve.
+    init_timeout, finish_timeout: seconds for W&B's server to answer, and to take what is left.
     """
 
     def __init__(
@@ -54,49 +78,210 @@ class WandbTracker:
         project: str = "mosaickd",
         entity: str | None = None,
         tags: list[str] | None = None,
+        init_timeout: Positive = 30.0,
+        finish_timeout: Positive = 60.0,
     ) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                f"tracker=wandb: wandb can't be imported ({error}); pip install wandb, or choose "
-                "tracker=none"
-            ) from error
-
-        self.wandb = wandb
-        id_file = folder / "wandb.json"
-        run_id = (read_json(id_file) or {}).get("id") or uuid.uuid4().hex[:8]
-        write_json(id_file, {"id": run_id})
+        self.folder = folder.absolute()
+        self.finish_timeout = finish_timeout
+        self.process: Subprocess | None = None  # as long as W&B is followed
+        self.files: Path | None = None  # where W&B keeps this session
+        self.config = settings
+        self.about: dict[str, Any] = {
+            "project": project,
+            "entity": entity,
+            "run_id": _run_id(folder / "wandb.json"),
+            "run_name": run_name,
+            "run_group": group,
+            "run_tags": tags or None,
+            "root_dir": str(self.folder),
+            "program": sys.argv[0],
+            "x_stats_pid": os.getpid(),  # whose memory and processors W&B draws
+            "silent": True,
+            "console": "off",
+            "init_timeout": init_timeout,
+            "finish_timeout": finish_timeout,
+            "finish_timeout_raises": True,
+        }
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
-        self.run = wandb.init(
-            project=project,
-            entity=entity,
-            id=run_id,
-            resume="allow" if mode == "online" else None,
-            name=run_name,
-            group=group,
-            tags=tags or None,
-            config=settings,
-            dir=folder,
-            mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        trouble = self.begin(mode)
+        if trouble and mode == "online":
+            reason, trouble = trouble, self.begin("offline")
+            if not trouble:
+                log.warning("%s can't be used: %s. The run goes on offline; `wandb sync %s` sends "
+                            "it later", _server(), reason, self.files)  # fmt: skip
+        if trouble:
+            self.give_up(trouble)
+
+    def begin(self, mode: str) -> str:
+        """Start a process and wait until W&B's run has begun. -> the trouble with it, or ""."""
+        about = {**self.about, "mode": mode, "resume": "allow" if mode == "online" else None}
+        try:
+            process = Subprocess(Path(__file__).with_name("wandb_process.py"))
+        except OSError as error:
+            return f"its process can't be started ({error})"
+        try:
+            process.send({"settings": about, "config": self.config, "argv": sys.argv})
+            answer = process.answer(about["init_timeout"] + GRACE)
+        except BaseException:  # the run was asked to stop
+            process.kill()
+            raise
+        if "begun" in answer:
+            self.process, self.files = process, Path(answer["begun"])
+            return ""
+        process.kill()
+        if "missing" in answer:
+            raise UserError(
+                f"tracker=wandb: wandb can't be imported ({answer['missing']}); pip install wandb, "
+                "or choose tracker=none"
+            )
+        if "mistake" in answer:
+            raise UserError(f"W&B refuses a setting (tracker.*, WANDB_*): {answer['mistake']}")
+        return _trouble(answer, process.printed())
 
     def log(self, step: int, record: dict[str, Any]) -> None:
-        self.run.log(_flatten(record), step=step)
+        self.send({"step": step, "record": _flatten(record)})
 
     def image(self, step: int, name: str, path: Path) -> None:
-        self.run.log({name: self.wandb.Image(str(path))}, step=step)
+        self.send({"step": step, "image": name, "path": str(path.absolute())})
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
-        self.run.summary.update({"status": status, **_flatten(summary)})
-        self.run.finish(exit_code=0 if status == "finished" else 1)
+        """Wait until W&B has taken all, but not for long where someone waits for an end."""
+        self.send({"finish": status, "summary": _flatten(summary)})
+        if self.process is None:
+            return
+        process = self.process
+        seconds = self.finish_timeout + GRACE
+        if status == "interrupted":
+            seconds = min(INTERRUPTED, seconds)
+        process.close()
+        answer = process.answer(seconds)
+        if not answer and status == "interrupted":  # it closes its files, within its own time
+            self.give_up(f"not everything was sent within {seconds:g} s")
+        elif answer != {"ended": 0} or COMPLAINT.search(process.printed()):
+            process.kill()
+            self.give_up(_trouble(answer, process.printed()))
+        self.process = None
+
+    def send(self, order: dict[str, Any]) -> None:
+        """Hand over, unless W&B is in trouble."""
+        if self.process is None:
+            return
+        if answer := self.process.answer(0):
+            self.give_up(_trouble(answer, self.process.printed()))
+        elif self.process.waiting() > BACKLOG:
+            self.process.kill()
+            self.give_up(f"it has stopped taking records; {BACKLOG} are waiting")
+        else:
+            self.process.send(order)
+
+    def give_up(self, trouble: str) -> None:
+        """The one warning; from here on the run is without W&B."""
+        self.process = None
+        sync = f", and `wandb sync {self.files}` sends what W&B has of it" if self.files else ""
+        log.warning("W&B: %s. The run is not affected: %s has all numbers%s",
+                    trouble, self.folder / "metrics.jsonl", sync)  # fmt: skip
+
+
+class Subprocess:
+    """A script in a process of its own: orders in, answers out, one JSON object a line.
+
+    Sending never waits and never fails. The last answer is {"ended": exit code}.
+    """
+
+    def __init__(self, script: Path) -> None:
+        self._stderr = tempfile.TemporaryFile("a+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            start_new_session=True,  # Ctrl-C is for the run alone
+        )
+        self._orders: SimpleQueue[str | None] = SimpleQueue()
+        self._answers: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        for work in (self._write, self._read):
+            threading.Thread(target=work, daemon=True).start()
+
+    def send(self, order: dict[str, Any]) -> None:
+        self._orders.put(json.dumps(order, default=str, skipkeys=True))
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The next answer; {} where there is none within so many seconds."""
+        try:
+            return self._answers.get(timeout=seconds)
+        except Empty:
+            return {}
+
+    def printed(self) -> str:
+        """What it has written to stderr."""
+        self._stderr.seek(0)
+        return self._stderr.read()
+
+    def waiting(self) -> int:
+        """Orders that were not taken yet."""
+        return self._orders.qsize()
+
+    def close(self) -> None:
+        """No more orders."""
+        self._orders.put(None)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.close()
+
+    def _write(self) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(OSError), self._process.stdin as stdin:  # it may be gone
+            for order in iter(self._orders.get, None):
+                stdin.write(f"{order}\n".encode())
+                stdin.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as stdout:
+            for line in stdout:
+                self._answers.put(json.loads(line))
+        self._answers.put({"ended": self._process.wait()})
+        self.close()
+
+
+def _trouble(answer: dict[str, Any], printed: str) -> str:
+    """What is wrong, in words."""
+    if complaints := COMPLAINT.findall(printed):
+        return str(complaints[0])
+    if "trouble" in answer:
+        return str(answer["trouble"]).rstrip(".")
+    if "ended" in answer:
+        return f"its process has ended with code {answer['ended']}"
+    return "it does not answer"
+
+
+def _run_id(path: Path) -> str:
+    """The id that `path` keeps; a new one where there is none yet, or none that can be used."""
+    try:
+        kept = read_json(path)
+        if kept is not None:
+            if not re.fullmatch(r"[\w-]{1,64}", kept["id"], re.ASCII):
+                raise ValueError(f"id {str(kept['id'])[:80]!r}")
+            return str(kept["id"])
+    except Exception as error:
+        log.warning("%s holds no id of a W&B run (%s): a new curve begins", path, error)
+    run_id = uuid.uuid4().hex[:8]
+    try:
+        write_json(path, {"id": run_id})
+    except OSError as error:
+        log.warning("%s can't be written (%s): a resumed run will begin a new curve", path, error)
+    return run_id
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 def _has_api_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    host = _server().split("//")[-1].split("/")[0]
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return netrc.netrc(path).authenticators(host) is not None

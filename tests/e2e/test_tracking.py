@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import Cli, Tiny, metrics, read_json
-
-
-def stored(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file: a header, then LevelDB's log format, in blocks of 32 KiB."""
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    position, record = 7, b""
-    while position + 7 <= len(content):
-        if (left := 32768 - position % 32768) < 7:  # too short for a chunk's header: padding
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", content, position + 4)  # after the checksum
-        record += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield record
-            record = b""
-
-
-def read_offline(path: Path) -> dict[str, Any]:
-    """What an offline run holds: its identity, config, history and summary."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
-    for data in stored(path):
-        record = Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run = record.run
-            found |= {"id": run.run_id, "group": run.run_group, "tags": list(run.tags)}
-            found |= {"project": run.project, "name": run.display_name}
-            found["config"] |= values(run.config.update)
-        elif kind == "history":
-            found["history"].append(values(record.history.item))
-        elif kind == "summary":
-            found["summary"] |= values(record.summary.update)
-    return found
-
-
-def values(items: Iterable[Any]) -> dict[str, Any]:
-    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
-
-
-def offline_runs(folder: Path) -> list[dict[str, Any]]:
-    return [read_offline(path) for path in sorted(folder.rglob("run-*.wandb"))]
+from conftest import Cli, Outcome, Tiny, metrics, read_json
+from weights_and_biases import (
+    KEY,
+    Server,
+    descendants,
+    offline_runs,
+    read_run,
+    refusing,
+    service,
+    wait_for,
+)
 
 
 @pytest.mark.slow
@@ -124,3 +86,115 @@ def test_no_tracker_needs_no_wandb(cli: Cli, tiny: Tiny, no_wandb: dict[str, str
 def test_wandb_that_is_missing_is_explained(cli: Cli, tiny: Tiny, no_wandb: dict[str, str]) -> None:
     command = tiny.scratch("train.steps=2", "hydra.run.dir=run", "tracker=wandb")
     assert "tracker=none" in cli(*command, env=no_wandb, code=1).err
+
+
+# ------------------------------------------------------------------------------ W&B in trouble
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    one = Server()
+    yield one
+    one.close()
+
+
+def account(url: str) -> dict[str, str]:
+    return {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
+
+
+def run_of(tiny: Tiny, *more: str) -> list[str]:
+    long = ("train.steps=100000", "train.log_every=1", "train.checkpoint_every=5")
+    return tiny.mosaic("hydra.run.dir=run", "train.eval_every=10", *(more or long), "tracker=wandb")
+
+
+def steps_of(folder: Path) -> Callable[[], int]:
+    return lambda: len(metrics(folder)) if (folder / "metrics.jsonl").exists() else 0
+
+
+def check_untouched(outcome: Outcome, folder: Path, steps: int) -> None:
+    """The run has come to its end with all its files, and a single warning."""
+    assert read_json(folder / "result.json")["status"] == "finished"
+    assert {line["step"] for line in metrics(folder) if "losses" in line} >= {1, steps}
+    assert (folder / "student.safetensors").exists()
+    assert (folder / "run.log").read_text().count("WARNING") == 1
+    assert "Traceback" not in outcome.text
+    assert outcome.text.count("metrics.jsonl") + outcome.text.count("wandb sync") >= 1
+
+
+@pytest.mark.slow
+def test_a_run_without_its_server_is_complete(cli: Cli, tiny: Tiny) -> None:
+    command = run_of(tiny, "train.steps=20", "tracker.init_timeout=2")
+    outcome = cli(*command, env=account(refusing()))
+    check_untouched(outcome, cli.folder / "run", 20)
+    (run,) = offline_runs(cli.folder / "run")
+    assert run["summary"]["status"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("online", [False, True])
+def test_a_run_whose_service_is_killed_is_complete(
+    online: bool, cli: Cli, tiny: Tiny, server: Server
+) -> None:
+    command = run_of(tiny, "train.steps=60", "train.log_every=1")
+    started = cli.start(*command, env=account(server.url) if online else {})
+    seen = steps_of(cli.folder / "run")
+    started.until(lambda: seen() > 3)
+    os.kill(service(started.process.pid), signal.SIGKILL)
+    outcome = started.wait()
+    assert outcome.code == 0, outcome.text
+    check_untouched(outcome, cli.folder / "run", 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_wandb_begins(
+    number: signal.Signals, cli: Cli, tiny: Tiny, server: Server
+) -> None:
+    server.fault = "silent"
+    started = cli.start(*run_of(tiny), env=account(server.url))
+    started.until(lambda: server.requests > 0)
+    before = descendants(started.process.pid)
+    outcome = started.send(number)
+    assert outcome.code == 128 + number, outcome.text
+    assert "Traceback" not in outcome.text
+    assert read_json(cli.folder / "run" / "result.json")["status"] == "interrupted"
+    wait_for(lambda: not before.keys() & descendants(1).keys(), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_does_not_wait_long_for_a_server(
+    number: signal.Signals, cli: Cli, tiny: Tiny, server: Server
+) -> None:
+    """W&B's process stays behind, no longer than it may, and writes what was not sent."""
+    started = cli.start(*run_of(tiny), "tracker.finish_timeout=20", env=account(server.url))
+    folder = cli.folder / "run"
+    seen = steps_of(folder)
+    started.until(lambda: seen() > 3)
+    server.fault = "silent"
+    started.process.send_signal(number)
+    before = descendants(started.process.pid)
+    outcome = started.wait(timeout=30)
+    assert outcome.code == 128 + number, outcome.text
+    assert "Traceback" not in outcome.text
+    assert "not everything was sent" in (folder / "run.log").read_text()
+    wait_for(lambda: not before.keys() & descendants(1).keys(), 40)
+    (path,) = (folder / "wandb").glob("run-*/run-*.wandb")
+    logged = {line["step"] for line in metrics(folder) if "losses" in line}
+    assert {r["_step"] for r in read_run(path)["history"] if "losses/student/kd" in r} == logged
+
+
+@pytest.mark.slow
+def test_the_files_of_a_run_that_is_killed_are_closed(cli: Cli, tiny: Tiny) -> None:
+    """Its process for W&B hears that nothing comes any more."""
+    started = cli.start(*run_of(tiny))
+    folder = cli.folder / "run"
+    seen = steps_of(folder)
+    started.until(lambda: seen() > 20)
+    before = descendants(started.process.pid)
+    started.process.kill()
+    started.wait()
+    wait_for(lambda: not before.keys() & descendants(1).keys(), 40)
+    (run,) = offline_runs(folder)
+    assert len(run["history"]) >= 20
+    assert "status" not in run["summary"]

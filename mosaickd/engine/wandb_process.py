@@ -1,0 +1,125 @@
+"""wandb, in a process of its own: `trackers.WandbTracker` starts this file as a script.
+
+Reads orders from stdin and answers on stdout, one JSON object a line:
+
+    first      {"settings": ..., "config": ..., "argv": [...]}
+               -> {"begun": DIRECTORY}, {"missing": TEXT}, {"mistake": TEXT} or {"trouble": TEXT}
+    then       {"step": N, "record": {...}}, {"step": N, "image": NAME, "path": FILE}
+    last       {"finish": STATUS, "summary": {...}}
+    any time   -> {"trouble": TEXT}: the last that is heard of this process
+
+It outlives the process that started it only to close W&B's files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+GRACE = 10.0  # seconds beyond wandb's own time for finishing, after which nobody waits any more
+
+Order = dict[str, Any]
+Tell = Callable[..., None]
+
+
+def own_streams() -> tuple[Iterator[Order], Tell]:
+    """Orders and the way to answer. Whoever prints, or inherits stdin and stdout, as W&B's
+    service does, gets the null device instead."""
+    orders = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+
+    def tell(**answer: str) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    return (json.loads(line) for line in orders), tell
+
+
+def begin(order: Order, tell: Tell) -> tuple[Any, float]:
+    """-> wandb's run, and how long it may take to finish."""
+    sys.argv = order["argv"]  # what W&B shows as the command
+    try:
+        import wandb
+    except ImportError as error:
+        tell(missing=str(error))
+        sys.exit()
+    known = wandb.Settings.model_fields  # older ones can't bound their end, and are killed
+    try:
+        settings = wandb.Settings(**{k: v for k, v in order["settings"].items() if k in known})
+    except (ValueError, wandb.errors.UsageError) as error:
+        tell(mistake=" ".join(str(error).split()))
+        sys.exit()
+    run = wandb.init(settings=settings, config=order["config"])
+    tell(begun=os.path.dirname(run.dir))
+    return run, order["settings"]["finish_timeout"]
+
+
+def follow(run: Any, orders: Iterator[Order]) -> bool:
+    """Log until the last order. -> whether the run has finished; one that goes silent has not."""
+    for order in orders:
+        if "finish" in order:
+            run.summary.update({"status": order["finish"], **order["summary"]})
+            return bool(order["finish"] == "finished")
+        if "image" in order:
+            import wandb
+
+            run.log({order["image"]: wandb.Image(order["path"])}, step=order["step"])
+        else:
+            run.log(order["record"], step=order["step"])
+    return False
+
+
+def close_files() -> None:
+    """Wait until the service has ended: it writes the last of a run's file then."""
+    import wandb
+
+    with contextlib.suppress(BaseException):  # it may be gone, or end with an error code
+        wandb.teardown()
+
+
+def end_within(seconds: float, tell: Tell) -> None:
+    """End this process then, whatever it waits for."""
+
+    def end() -> None:
+        try:
+            tell(trouble=f"it has not finished within {seconds:g} s")
+        finally:
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def main() -> None:
+    orders, tell = own_streams()
+    try:
+        run, seconds = begin(next(orders), tell)
+        finished = False
+        try:
+            finished = follow(run, orders)
+        finally:  # also after an error: what is already logged goes into W&B's files
+            end_within(seconds + GRACE, tell)
+            try:
+                run.finish(exit_code=0 if finished else 1)
+            finally:
+                close_files()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        text = str(error).strip().split("\n")[0]
+        try:
+            tell(trouble=f"{type(error).__name__}: {text}" if text else type(error).__name__)
+        finally:
+            os._exit(1)  # wandb's own hooks at exit may wait
+
+
+if __name__ == "__main__":
+    main()
