@@ -59,6 +59,7 @@ def _keep(path: Path, previous: Path) -> None:
         os.replace(path, previous)
     else:
         os.replace(spare, previous)
+        spare.unlink(missing_ok=True)  # there yet, if a kill had left both names to one file
 
 
 def write_json(path: Path, content: Any) -> None:

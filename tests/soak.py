@@ -299,7 +299,7 @@ class Soak:
                     break
             self.finish(forked, words)
             inspect(forked.folder)
-            left = [path for path in forked.folder.rglob("*") if path.suffix in TEMPORARY]
+            left = list(forked.folder.rglob("*.tmp"))
             assert not left, f"left behind: {left}"
             different = differences(products(forked.folder), reference)
             assert not different, f"not what the reference came to: {', '.join(different)}"

@@ -51,8 +51,8 @@ def most_uncertain(scores: Callable[[], Tensor], *, count: int, path: Path, what
         remove_temporaries(path.parent, of=path.stem)
         values = scores()
         found = choose(values, count, what)
-        metadata = {"what": what, "images": str(len(values)),
-                    "lowest_score": repr(float(values[found].min()))}  # fmt: skip
+        # One entry: the format has no order for several, and equal choices are equal files.
+        metadata = {"images": str(len(values))}
         content = save({"indices": found}, metadata)
         try:
             write_atomically(path, lambda file: file.write(content))

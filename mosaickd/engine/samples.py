@@ -60,7 +60,6 @@ class SampleGrids:
         self.latents = latents
         self.images = images  # normalised [n, 3, H, W]
         self.autocast = autocast
-        self.drawn = False
 
     @torch.no_grad()
     def __call__(self, path: Path) -> bool:
@@ -75,7 +74,8 @@ class SampleGrids:
             synthetic = self.method.synthesize(self.latents)
         for module in modules:
             module.train()
-        if synthetic is None and (self.drawn or self.images is None):
+        drawn = any(path.parent.glob("*.png"))  # by this process, or one that it goes on from
+        if synthetic is None and (drawn or self.images is None):
             return False
         grids = []
         for images in (synthetic, self.images):
@@ -85,5 +85,4 @@ class SampleGrids:
                 logits = self.teacher(images)
             grids.append(self.denormalize(by_class(images, logits)))
         save_grids(path, grids, zoom=max(1, 64 // grids[0].shape[-1]))
-        self.drawn = True
         return True

@@ -72,7 +72,7 @@ def test_it_is_chosen_once_and_kept_with_what_it_is(tmp_path: Path) -> None:
         assert choose(Scores(log), path) == [1, 2, 4]
     assert log.read_text() == "scored\n"
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"what": "strokes", "images": "7", "lowest_score": "2.0"}
+        assert file.metadata() == {"images": "7"}
         assert file.get_tensor("indices").tolist() == [1, 2, 4]
     assert choose(Scores(log), path, 2) == [1, 2], "another question has another answer"
 

@@ -44,6 +44,32 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+def test_what_a_file_held_before_is_kept(tmp_path: Path) -> None:
+    path, previous = tmp_path / "new", tmp_path / "old"
+    for content in (b"1", b"2", b"3"):
+        write_atomically(path, writer(content), previous)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+    previous.unlink()
+    os.link(path, previous)  # as a kill between the two steps leaves them
+    write_atomically(path, writer(b"4"), previous)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"4", b"3")
+    assert sorted(os.listdir(tmp_path)) == ["new", "old"]
+
+
+def test_a_file_system_without_links_keeps_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path, previous = tmp_path / "new", tmp_path / "old"
+    for content in (b"1", b"2", b"3"):
+        write_atomically(path, writer(content), previous)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+    assert sorted(os.listdir(tmp_path)) == ["new", "old"]
+
+
 def test_a_write_replaces_the_file_and_makes_folders(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
     for content in (b"first, and longer", b"second"):
