@@ -49,14 +49,15 @@ def write_atomically(
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Have `previous` name what `path` names; at no moment is neither there."""
+    """Have `previous` name what `path` names, if that is there; at no moment is neither."""
     spare = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
     try:
         os.link(path, spare)
     except FileNotFoundError:
         return  # the first
     except OSError:  # a file system without links: for a moment only `previous` is there
-        os.replace(path, previous)
+        with suppress(FileNotFoundError):
+            os.replace(path, previous)
     else:
         os.replace(spare, previous)
         spare.unlink(missing_ok=True)  # there yet, if a kill had left both names to one file

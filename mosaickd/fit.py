@@ -138,6 +138,11 @@ class Fit:
 
         log.info("%s: %d steps of %d images, on %s",
                  self.title, steps, cfg.train.batch_size, result["device"])  # fmt: skip
+        iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
+        if cfg.train.cuda_graph:
+            iterate = CapturedGame(game, dealer, self.parts.generators)
+        every = cfg.train.eval_every or epoch or steps
+        draw_samples = self.sample_grids()
         about: dict[str, Any] = {
             "folder": self.folder,
             "settings": plain(cfg),
@@ -147,10 +152,6 @@ class Fit:
         tracker: Tracker = NoTracker(**about)
         if distribution.is_first():
             tracker = build(cfg.tracker, **about)
-        iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
-        if cfg.train.cuda_graph:
-            iterate = CapturedGame(game, dealer, self.parts.generators)
-        every = cfg.train.eval_every or epoch or steps
         loop = Loop(
             game=game,
             dealer=dealer,
@@ -169,7 +170,7 @@ class Fit:
             stateful=self.parts.stateful,
             private={**self.parts.private, "torch": TorchRandom()},
             provenance={key: result[key] for key in PROVENANCE},
-            draw_samples=self.sample_grids(),
+            draw_samples=draw_samples,
             on_best=self.save_best,
             iterate=iterate,
         )
