@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,35 +12,27 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from mosaickd import config, report, teachers
+from mosaickd import config, report, run_folder, teachers
 from mosaickd.build import scratch_config, teacher_path
 from mosaickd.config import config_hash, identity, images_of, needs
-from mosaickd.engine import checkpoint, distribution
+from mosaickd.engine import distribution
 from mosaickd.engine.device import out_of_memory
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import Progression
 from mosaickd.errors import UserError
-from mosaickd.files import read_json, remove_temporaries, write_atomically, write_json
 from mosaickd.fit import Fit
 from mosaickd.locks import InUse, Lost, owned
 from mosaickd.parallel import share_of_machine
 from mosaickd.provenance import code_version
 
 log = logging.getLogger(__name__)
-
-#: What a run writes; in the order in which `force=true` removes it, as it may be killed there.
-PRODUCTS = (
-    *("result.json", "student.safetensors", "checkpoints/last.pt", "checkpoints/previous.pt"),
-    *("checkpoints/damaged.pt", "checkpoints/best.safetensors", "samples", "metrics.jsonl"),
-    *("config.json", "broken.txt", "teacher", "wandb", "wandb.json"),
-)
 
 
 def launch(cfg: DictConfig) -> dict[str, Any]:
@@ -118,7 +109,7 @@ def run(
             f"the run's own checkpoints would lie among the teachers in {cfg.teachers_dir}: "
             "choose another hydra.run.dir=FOLDER or teachers_dir=FOLDER"
         )
-    before: dict[str, Any] = distribution.first(lambda: enter(cfg, folder, chosen))
+    before: dict[str, Any] = distribution.first(lambda: run_folder.enter(cfg, folder, chosen))
     if before.get("status") == "finished":
         log.info("%s is finished: nothing to do (force=true runs it anew)", folder)
         return before
@@ -166,7 +157,7 @@ def run(
         raise
     finally:
         if distribution.is_first() and not isinstance(sys.exception(), Lost):
-            keep_result(folder, result)
+            run_folder.keep_result(folder, result)
     return result
 
 
@@ -201,41 +192,6 @@ def at_step(result: dict[str, Any]) -> str:
     return f" at step {result['steps']}" if "steps" in result else ""
 
 
-def keep_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write result.json. Where that fails after another error, that one is the one to tell."""
-    failing = sys.exception() is not None
-    try:
-        write_json(folder / "result.json", result)
-    except OSError as error:
-        if not failing:
-            raise
-        log.error("%s could not be written: %s", folder / "result.json", error.strerror or error)
-
-
-def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Make a folder ready for a run of the identity `chosen`. -> what an earlier session of this
-    run came to, if there was one: a finished run is to be left as it is."""
-    remove_temporaries(folder)
-    if cfg.force:
-        clear(folder)
-    before: dict[str, Any] = read_object(folder / "result.json")
-    begun = checkpoint.exist(folder / "checkpoints" / "last.pt")
-    if begun or before.get("status") == "finished":
-        if changes := config.differences(read_object(folder / "config.json"), chosen):
-            raise UserError(
-                f"{folder} holds a run with other settings ({'; '.join(changes[:5])}). "
-                "Choose another folder with hydra.run.dir=FOLDER (of a sweep: "
-                "hydra.sweep.dir=FOLDER), or discard that run with force=true"
-            )
-        if before.get("status") == "finished":
-            return before
-    else:
-        before = {}  # nothing to go on from: only its error is left
-    write_json(folder / "config.json", chosen)
-    keep_config(cfg, folder / ".hydra")
-    return before
-
-
 def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     """A finished run of the data set's own scratch recipe becomes the teacher, if none is there."""
     if result["status"] != "finished" or cfg.method.name != "scratch":
@@ -246,39 +202,6 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
     if offered and not distribution.first(path.exists):
         teachers.obtain(path, missing="train", train=lambda: folder)
         log.info("this is now the teacher %s", path)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
-    content = read_json(path)
-    if not isinstance(content, dict | None):
-        raise UserError(f"{path} holds no JSON object: delete it, or run with force=true")
-    return content or {}
-
-
-def keep_config(cfg: DictConfig, folder: Path) -> None:
-    """What Hydra would have written, but only once the run is accepted in its folder."""
-    files: dict[str, Any] = {"config.yaml": cfg}
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        files |= {"overrides.yaml": hydra.overrides.task, "hydra.yaml": {"hydra": hydra}}
-    for name, content in files.items():
-        text = OmegaConf.to_yaml(content).encode()
-        write_atomically(folder / name, partial(_write, text))
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
-
-
-def clear(folder: Path) -> None:
-    """Remove what an earlier run left in `folder`."""
-    for name in PRODUCTS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def empty_frames(error: BaseException | None) -> None:

@@ -63,6 +63,25 @@ def test_force_runs_it_anew(cli: Cli, tiny: Tiny, run: Path) -> None:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3  # two steps, an evaluation
 
 
+def test_force_removes_nothing_from_a_folder_that_is_no_run(cli: Cli, tiny: Tiny) -> None:
+    mine = [cli.folder / "run" / name for name in ("samples/mine.png", "teacher/notes", ".x.tmp")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    cli(*tiny.mosaic(*STEPS, "force=true"))
+    assert all(path.exists() for path in mine)
+
+
+def test_a_result_that_is_no_result_is_named(cli: Cli, tiny: Tiny, run: Path) -> None:
+    for content in ("[1]", "{", "null and void"):
+        (run / "result.json").write_text(content)
+        outcome = cli(*tiny.mosaic(*STEPS), code=1)
+        assert str(run / "result.json") in outcome.err
+        assert "force=true" in outcome.err
+    cli(*tiny.mosaic(*STEPS, "force=true"))
+    assert read_json(run / "result.json")["status"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("override", "setting"),
     [

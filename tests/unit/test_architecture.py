@@ -87,6 +87,7 @@ def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
     if module.split(".")[-1] in (
         *(
             "launch",
+            "run_folder",
             "fit",
             "gallery",
             "build",
