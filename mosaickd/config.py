@@ -6,7 +6,6 @@ Nothing here imports torch until `validate` runs: `python run.py --cfg job` answ
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import json
@@ -23,12 +22,14 @@ from typing import Any, Literal
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from mosaickd import trust
 from mosaickd.bounds import Range
 from mosaickd.engine.settings import TrainSettings
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, nearest
+from mosaickd.targets import check_targets, resolve
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SWEEPS = CONF.parent / "sweeps"
@@ -96,6 +97,7 @@ class Root:
     force: bool = False
     teacher_missing: TeacherMissing = TeacherMissing.train
     teachers_dir: str = "checkpoints"
+    allow_targets: list[str] = field(default_factory=list)
 
 
 def register() -> None:
@@ -107,6 +109,7 @@ def register() -> None:
     """
     # `${when:FLAG,TEXT}`, in names of folders: TEXT, or nothing.
     OmegaConf.register_new_resolver("when", lambda flag, text: text if flag else "", replace=True)
+    trust.install()
     store = ConfigStore.instance()
     store.store(name="schema", node=Root)
     for folder in [CONF, *config_dirs(sys.argv)]:
@@ -139,6 +142,11 @@ def validate(cfg: DictConfig) -> None:
     Sections with a `_target_` are bound against the constructor's signature: its names, its
     types and the ranges in its annotations are the schema.
     """
+    try:
+        content = plain(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    check_targets(content, content["allow_targets"])
     _check_overrides(cfg)
     known = [setting.name for setting in dataclasses.fields(Root)]
     for key in cfg:
@@ -275,11 +283,7 @@ _SEQUENCES = {typing.get_origin(typing.Sequence[int]), typing.get_origin(Iterabl
 
 
 def _target(node: Any, path: str) -> Callable[..., Any]:
-    try:
-        return get_object(node._target_)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}._target_: {node._target_} can't be imported ({reason})") from error
+    return resolve(node._target_, f"{path}._target_")
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -339,12 +343,6 @@ def unknown(path: str, accepted: Iterable[str]) -> str:
     return f"{path} is unknown{nearest(key, accepted)}; accepted here: {', '.join(accepted)}"
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """`, did you mean a or b?` or nothing."""
-    close = difflib.get_close_matches(word, sorted(set(names)), n=2, cutoff=0.55)
-    return f", did you mean {' or '.join(close)}?" if close else ""
-
-
 # ------------------------------------------------------------------------------ a run's identity
 
 
@@ -369,7 +367,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 #: other one makes it another experiment than the recipe of its method.
 PLAIN_OVERRIDES = re.compile(
     r"(method|dataset|ood|teacher|student|pair|sweep|tracker|seed|device|force|ood_subset"
-    r"|teacher_missing|teachers_dir)=|tracker\.|hydra[./]|(dataset|ood)\.root=|"
+    r"|teacher_missing|teachers_dir|allow_targets)=|tracker\.|hydra[./]|(dataset|ood)\.root=|"
     r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|train=default$|method\.teacher_at_once=|"
     r"(experiment|ablation|train\.steps|(dataset|ood)\.(classes|limit)|ood_subset_size)=null$|"
     rf"train\.({'|'.join(sorted(WATCHING | COMPUTING))})="

@@ -1,6 +1,9 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and how it guesses what was meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -11,3 +14,9 @@ class UserError(ValueError):
     """
 
     told = False
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`, did you mean a or b?` or nothing."""
+    close = difflib.get_close_matches(word, sorted(set(names)), n=2, cutoff=0.55)
+    return f", did you mean {' or '.join(close)}?" if close else ""
