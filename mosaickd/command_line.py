@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mosaickd import report
 from mosaickd.config import CONF, SWEEPS, config_dirs, options
 from mosaickd.engine.interruption import Interrupted
-from mosaickd.errors import UserError, nearest
+from mosaickd.errors import UserError, nearest, shortened
 
 #: Groups, and the folder that each one's choices lie in.
 GROUPS = {
@@ -220,5 +220,5 @@ def _known_keys() -> Iterator[str]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {shortened(message)}", file=sys.stderr)
     sys.exit(code)

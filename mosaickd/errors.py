@@ -15,6 +15,17 @@ class UserError(ValueError):
 
     told = False
 
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
+
+
+def shortened(message: str, longest: int = 1400) -> str:
+    """A message that fits on a screen, whatever value it repeats."""
+    if len(message) <= longest:
+        return message
+    half = longest // 2
+    return f"{message[:half]} [...] {message[-half:]}"
+
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """`, did you mean a or b?` or nothing."""
