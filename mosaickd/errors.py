@@ -15,8 +15,8 @@ class UserError(ValueError):
 
     told = False
 
-    def __init__(self, message: str) -> None:
-        super().__init__(shortened(message))
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 def shortened(message: str, longest: int = 1400) -> str:
