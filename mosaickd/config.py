@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mosaickd import trust
-from mosaickd.bounds import Range
+from mosaickd.bounds import LARGEST, TOO_LARGE, Count, NonNegative, Range
 from mosaickd.engine.settings import TrainSettings
 from mosaickd.errors import UserError, nearest
 from mosaickd.targets import check_targets, resolve
@@ -34,14 +34,15 @@ from mosaickd.targets import check_targets, resolve
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SWEEPS = CONF.parent / "sweeps"
 
-#: Keys beside `_target_` that are not constructor arguments, and who reads them.
-ANNOTATIONS = {
-    "name",  # the run's folder and result
-    "checkpoint",  # mosaickd.teachers: weights of a teacher
-    "features",  # methods that compare features: module paths to hook
-    "embedding",  # the same, for the input of the classifier
-    "recipe",  # conf/method/scratch.yaml: how a classifier is trained on this data set
+#: Keys beside `_target_` that are not constructor arguments: who reads them, and what they are.
+ANNOTATIONS: dict[str, Any] = {
+    "name": str,  # the run's folder and result
+    "checkpoint": str | None,  # mosaickd.teachers: weights of a teacher
+    "features": list[str] | None,  # methods that compare features: module paths to hook
+    "embedding": str | None,  # the same, for the input of the classifier
+    "recipe": dict,  # conf/method/scratch.yaml: how a classifier is trained on this data set
 }
+RECIPE = {"epochs": Count, "batch_size": Count, "lr": NonNegative, "weight_decay": NonNegative}
 
 #: What the launcher adds when it builds a node, beyond what the YAML says.
 SUPPLIED = {
@@ -157,8 +158,8 @@ def validate(cfg: DictConfig) -> None:
     for setting in dataclasses.fields(TrainSettings):
         value = cfg.train[setting.name]
         bounds = setting.metadata.get("range")
-        if value is not None and bounds and (violation := bounds.violation(value)):
-            raise UserError(f"train.{setting.name} {violation}, got {value}")
+        if value is not None and bounds and (problem := bounds.violation(value)):
+            raise UserError(f"train.{setting.name} {problem}, got {value}")
     if cfg.train.steps is None and cfg.train.epochs is None:
         raise UserError("train.steps and train.epochs are both null: say how long to train")
 
@@ -174,6 +175,11 @@ def validate(cfg: DictConfig) -> None:
     for name in ("dataset", "ood", "teacher", "student"):
         if name != "ood" or cfg.ood is not None:
             check_node(cfg[name], name, kinds[name])
+    for key, value in (cfg.dataset.get("recipe") or {}).items():
+        if key not in RECIPE:
+            raise UserError(unknown(f"dataset.recipe.{key}", RECIPE))
+        if problem := violation(value, RECIPE[key]):
+            raise UserError(f"dataset.recipe.{key} {problem}, got {value!r}")
     for part in needs(cfg) & {"generator", "discriminator"}:
         check_node(cfg[part], part, part)
     if cfg.student.get("checkpoint") is not None:
@@ -181,6 +187,8 @@ def validate(cfg: DictConfig) -> None:
             "student.checkpoint has no effect: a student starts from random weights. "
             "teacher.checkpoint=FILE gives the teacher its weights"
         )
+    if not (cfg.players is None or OmegaConf.is_dict(cfg.players)):
+        raise UserError(f"players must have a section for each player, got {cfg.players!r}")
     for player in cfg.train.sync_batch_norm:
         if player not in (cfg.players or {}):
             raise UserError(
@@ -223,17 +231,19 @@ def check_node(node: Any, path: str, kind: str) -> None:
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in supplied
     ]
     given = {k for k in node if k not in ("_target_", "_partial_", "_convert_")}
-    annotations = ANNOTATIONS - set(accepted)
+    annotations = {k: v for k, v in ANNOTATIONS.items() if k not in accepted}
     values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
-    for key in given - annotations:
-        if key not in accepted and not accepts_any:
+    if not isinstance(values.get("_partial_", False), bool):
+        raise UserError(f"{path}._partial_ must be true or false, got {values['_partial_']!r}")
+    for key in sorted(given):
+        if key not in accepted and key not in annotations and not accepts_any:
             raise UserError(unknown(f"{path}.{key}", accepted))
         value = values[key]
         if value == "???":
             raise UserError(f"{path}.{key} has no value: give one, {path}.{key}=...")
         if isinstance(value, dict) and "_target_" in value:
             check_node(node[key], f"{path}.{key}", key)
-        elif problem := violation(value, hints.get(key, Any)):
+        elif problem := violation(value, annotations.get(key, hints.get(key, Any))):
             raise UserError(f"{path}.{key} {problem}, got {value!r}")
     for name in accepted:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in given:
@@ -263,8 +273,14 @@ def violation(value: Any, hint: Any) -> str | None:
         if not isinstance(value, list):
             return "must be a list"
         return next((p for item in value if (p := violation(item, arguments[0]))), None)
+    if origin is Callable:  # a part that the section builds
+        return "must be a section with a _target_"
     if hint is type(None):
         return None if value is None else "must be null"
+    if hint in (int, float) and isinstance(value, int) and abs(value) >= LARGEST:
+        return TOO_LARGE
+    if hint is dict:
+        return None if isinstance(value, dict) else "must be a section"
     if hint is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
         return None if ok else "must be a number"

@@ -31,6 +31,24 @@ PARTS = {
     "torchvision": "models and their layers (torchvision.models, torchvision.ops)",
 }
 
+#: What a part is: a class of some kind that is defined in a place, or a function that takes what
+#: parts of its kind are called with. (Named, not imported: `--help` answers without torch.)
+CLASSES = {
+    "mosaickd.models": "torch.nn.Module",
+    "mosaickd.methods": "mosaickd.methods.base.Method",
+    "mosaickd.data.source": "mosaickd.data.source.Source",
+    "mosaickd.engine.trackers": "builtins.object",
+    "torch.nn.modules": "torch.nn.Module",
+    "torch.optim": "torch.optim.Optimizer",
+    "torch.optim.lr_scheduler": "torch.optim.lr_scheduler.LRScheduler",
+    "torchvision.models": "torch.nn.Module",
+    "torchvision.ops": "torch.nn.Module",
+}
+FUNCTIONS = {
+    "mosaickd.data": {"root", "split", "image_size"},
+    "mosaickd.engine.schedules": {"optimizer", "steps"},
+}
+
 
 def check_targets(content: Any, allowed: Sequence[str]) -> None:
     """Raise a UserError for the first `_target_` that is not to be built.
@@ -113,34 +131,20 @@ def _check_thing(path: str, name: str, thing: Any, allowed: Sequence[str]) -> No
 
 def _is_part(thing: Any, home: str) -> bool:
     """Whether something of mosaickd, torch or torchvision is a part that a run is made of."""
-    from torch import nn, optim
-    from torchvision.models import get_model_builder, list_models
-
-    from mosaickd.data.source import Source
-    from mosaickd.methods.base import Method
-
     if inspect.isclass(thing):
-        kinds: dict[str, Any] = {
-            "mosaickd.models": nn.Module,
-            "mosaickd.methods": Method,
-            "mosaickd.data.source": Source,
-            "mosaickd.engine.trackers": object,
-            "torch.nn.modules": nn.Module,
-            "torch.optim": (optim.Optimizer, optim.lr_scheduler.LRScheduler),
-            "torchvision.models": nn.Module,
-            "torchvision.ops": nn.Module,
-        }
         return any(
-            f"{home}.".startswith(f"{place}.") and issubclass(thing, kind)
-            for place, kind in kinds.items()
+            f"{home}.".startswith(f"{place}.") and issubclass(thing, _locate(kind))
+            for place, kind in CLASSES.items()
         )
     if not inspect.isfunction(thing):
         return False
     if home.startswith("torchvision.models."):
-        return any(get_model_builder(name) is thing for name in list_models())
-    asked = set(inspect.signature(thing).parameters)
-    return (home.startswith("mosaickd.data.") and {"root", "split", "image_size"} <= asked) or (
-        home == "mosaickd.engine.schedules" and {"optimizer", "steps"} <= asked
+        models = _locate("torchvision.models")
+        return any(models.get_model_builder(name) is thing for name in models.list_models())
+    parameters = set(inspect.signature(thing).parameters)
+    return any(
+        f"{home}.".startswith(f"{place}.") and taken <= parameters
+        for place, taken in FUNCTIONS.items()
     )
 
 

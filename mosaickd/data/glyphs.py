@@ -81,8 +81,10 @@ def read(
     if seed < 0:
         raise UserError(f"reader.seed of {alphabet} must be at least 0, got {seed}")
     count = train_images if split == "train" else test_images
-    if count < 1:
-        raise UserError(f"reader.{split}_images of {alphabet} must be at least 1, got {count}")
+    if not 1 <= count <= 10**8:
+        raise UserError(
+            f"reader.{split}_images of {alphabet} must be at least 1 and at most 10**8, got {count}"
+        )
     names = list(ALPHABETS[alphabet].values())
     name = f"{alphabet}-{split}-{count}-{image_size}px-seed{seed}-v{VERSION}.npz"
     images, labels = _cached(root / name, alphabet, split, count, image_size, seed)

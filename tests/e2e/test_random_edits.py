@@ -1,7 +1,8 @@
 """Random edits of valid commands: a run starts, or one message says what is wrong.
 
 By default a few, always the same ones. `MOSAICKD_EDITS=5000 pytest -m slow` with this file's name
-tries so many, others at each `--hypothesis-seed`, and prints what became of them.
+tries so many, others at each `--hypothesis-seed`; `-s` prints what became of them, and a file that
+MOSAICKD_EDITS_LOG names tells of each.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -45,30 +49,117 @@ NUMBERS = [
     *("2147483648", "9223372036854775808", "1" + "0" * 30, "1" + "0" * 400, "0x10", "1_000"),
     *("0.0", "-0.0", "0.5", "1e-30", "1e30", "1e308", "1e400", "-1e400", "nan", "inf", "-inf"),
 ]
+USUAL = ["1", "2", "3", "16", "0.1", "0.5", "true", "false", "null"]
 TEXTS = [
     *("", "''", '""', "' '", "null", "true", "false", "no", "None", "a", "a b", "ä", "名前", "🙂"),
-    *("'a\nb'", "'\\'", "\\", "%s", "%(x)s", "{}", "{a: 1}", "{a: {b: [1]}}", "[]", "[null]", "[1,2]"),
-    *("[[1]]", "[a]", "['']", "{1: 2}", "..", "../x", "a/b", "a/../b", ".", "~", "*", "-", "--", "+a"),
-    *("'[1'", "'{'", "\"'\"", "[", "]", "{", "}", "'", '"', "a=b", "a:b", "a,b", "1,2", "a,", ","),
+    *(
+        "'a\nb'",
+        "'\\'",
+        "\\",
+        "%s",
+        "%(x)s",
+        "{}",
+        "{a: 1}",
+        "{a: {b: [1]}}",
+        "[]",
+        "[null]",
+        "[1,2]",
+    ),
+    *(
+        "[[1]]",
+        "[a]",
+        "['']",
+        "{1: 2}",
+        "..",
+        "../x",
+        "a/b",
+        "a/../b",
+        ".",
+        "~",
+        "*",
+        "-",
+        "--",
+        "+a",
+    ),
+    *("'[1'", "'{'", '"\'"', "[", "]", "{", "}", "'", '"', "a=b", "a:b", "a,b", "1,2", "a,", ","),
     *("range(1,3)", "choice(a,b)", "glob(*)", "interval(0,1)", "tag(a,1)", "shuffle(1,2)"),
     *("int(x)", "str(1)", "json_str([1])", "sort(2,1)", "float(1)", "bool(x)", "extend_list(1)"),
     *("${seed}", "${oc.env:HOME}", "${oc.env:NOWHERE}", "${nonexistent}", "${method}", "${}", "${"),
     *("${.}", "${..}", "${...name}", "${dataset.${seed}}", "${oc.decode:x}", "${unknown:1}"),
-    *("${hydra:run.dir}", "${hydra.run.dir}", "${now:%Y}", "${oc.create:{a: 1}}", "\\${seed}", "???"),
+    *(
+        "${hydra:run.dir}",
+        "${hydra.run.dir}",
+        "${now:%Y}",
+        "${oc.create:{a: 1}}",
+        "\\${seed}",
+        "???",
+    ),
     *("x" * 300, "x" * 5000, "[" * 200, "[" + "1," * 2000 + "1]", "${seed}" * 300),
 ]
 TARGETS = [
     *("torch.nn.Identity", "torch.nn.Linear", "torch.nn.Sequential", "torch.optim.LBFGS"),
-    *("torch.optim.SGD", "torch.optim.lr_scheduler.StepLR", "torch.optim", "torch.hub.load", "torch"),
+    *(
+        "torch.optim.SGD",
+        "torch.optim.lr_scheduler.StepLR",
+        "torch.optim",
+        "torch.hub.load",
+        "torch",
+    ),
     *("torchvision.models.resnet18", "torchvision.models.vgg11", "mosaickd.data.folder.read"),
     *("mosaickd.methods.kd.KD", "mosaickd.methods.base.Method", "mosaickd.engine.schedules.cosine"),
     *("mosaickd.engine.trackers.Tracker", "mosaickd.models.wresnet.WideResNet", "os.system", "x"),
-    *("mosaickd.data.source.Source", "mosaickd", "mosaickd.", ".mosaickd", "", "a.b", "builtins.eval"),
+    *(
+        "mosaickd.data.source.Source",
+        "mosaickd",
+        "mosaickd.",
+        ".mosaickd",
+        "",
+        "a.b",
+        "builtins.eval",
+    ),
 ]
 MALFORMED = [
-    *("=", "a=", "=b", "a=[", "a={b", "a='", 'a="', "a b=c", "@", "a@b=c", "a@b:c=d", "+=1", "~", ""),
-    *(" ", "\n", "a=b=c", "$", "a=${", "a.=1", ".a=1", "a..b=1", "a[0]=1", "method.=1", "+", "++", "+~a"),
-    *("seed", "seed:1", "~seed=1", "~method", "hydra", "hydra=1", "hydra/x=1", "hydra/launcher=nothing"),
+    *(
+        "=",
+        "a=",
+        "=b",
+        "a=[",
+        "a={b",
+        "a='",
+        'a="',
+        "a b=c",
+        "@",
+        "a@b=c",
+        "a@b:c=d",
+        "+=1",
+        "~",
+        "",
+    ),
+    *(
+        " ",
+        "\n",
+        "a=b=c",
+        "$",
+        "a=${",
+        "a.=1",
+        ".a=1",
+        "a..b=1",
+        "a[0]=1",
+        "method.=1",
+        "+",
+        "++",
+        "+~a",
+    ),
+    *(
+        "seed",
+        "seed:1",
+        "~seed=1",
+        "~method",
+        "hydra",
+        "hydra=1",
+        "hydra/x=1",
+        "hydra/launcher=nothing",
+    ),
     *("method/kd=1", "method@x=kd", "+method@x=kd", "hydra.run=1", "-x", "--x", "a" * 3000, "ü=ü"),
 ]
 SHOWING = [
@@ -79,6 +170,8 @@ SHOWING = [
     ["--config-dir", "nowhere"], ["--config-name", "config"], ["--config-path", "conf"],
     ["--experimental-rerun", "x"], ["--shell-completion"], ["--package", "method"],
 ]  # fmt: skip
+SHOWN = {argument for arguments in SHOWING for argument in arguments}
+CHARACTERS = "aZ09 _.,:;=+-~!?@#$%^&*()[]{}<>|\\'\"`\t\näß名🙂\u200b\x7f"
 #: Where a value may say which files are written, or which processes are started: left as it is.
 LEFT = ("hydra.launcher", "hydra.sweeper._target_", "hydra.job.env")
 
@@ -94,79 +187,82 @@ def dotted(node: DictConfig, path: str = "") -> Iterator[str]:
             yield from dotted(child, f"{path}{key}.")
 
 
-def all_settings() -> list[str]:
-    """What can be said of any of the methods, and of Hydra."""
+@cache
+def settings_of(method: str) -> tuple[list[str], list[str]]:
+    """What can be said of a run, and of Hydra."""
     with composing():
-        found = {
-            key
-            for method in METHODS
-            for key in dotted(composed(f"method={method}", "dataset=letters", "ood=strokes"))
-        }
-    own = sorted(key for key in found if not key.startswith("hydra"))
-    hydras = sorted(key for key in found if key.startswith("hydra.") and not key.startswith(LEFT))
-    return [*own, *own, *own, *hydras]  # Hydra's are as many, and not ours
+        found = sorted(dotted(composed(f"method={method}", "dataset=letters", "ood=strokes")))
+    hydras = [key for key in found if key.startswith("hydra.") and not key.startswith(LEFT)]
+    return [key for key in found if not key.startswith("hydra")], hydras
 
 
-SETTINGS = all_settings()
+@dataclass
+class Editor:
+    """Draws edits of a command that chooses `method`."""
 
-plain_text = st.text(
-    st.characters(blacklist_categories=("Cs",), blacklist_characters="\0/"), max_size=20
-)
-values = st.one_of(
-    st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.sampled_from(TARGETS), plain_text,
-    st.integers().map(str), st.floats().map(str), st.lists(st.integers(-2, 30)).map(str),
-)  # fmt: skip
-keys = st.sampled_from(SETTINGS)
-groups = st.sampled_from([*GROUPS, *GROUPS, "hydra/job_logging", "hydra/hydra_logging", "hydra/output"])
+    random: Random
+    method: str
 
+    def key(self) -> str:
+        own, hydras = settings_of(self.method)
+        if self.random.random() < 0.05:
+            own = settings_of(self.random.choice(METHODS))[0]
+        return self.random.choice(hydras if self.random.random() < 0.2 else own)
 
-@st.composite
-def misspelt(draw: st.DrawFn) -> str:
-    key = draw(keys)
-    at = draw(st.integers(0, len(key) - 1))
-    return draw(st.sampled_from([key[:at] + key[at + 1 :], key[:at] + key[at] + key[at:], key + "s"]))
+    def value(self) -> str:
+        pool = self.random.choice(
+            [USUAL, USUAL, NUMBERS, NUMBERS, TEXTS, TEXTS, TEXTS, TARGETS, []]
+        )
+        if pool:
+            return self.random.choice(pool)
+        return "".join(self.random.choices(CHARACTERS, k=self.random.randint(1, 12)))
 
+    def misspelt(self) -> str:
+        key = self.key()
+        at = self.random.randrange(len(key))
+        return self.random.choice(
+            [key[:at] + key[at + 1 :], key[:at] + key[at] + key[at:], key + "s"]
+        )
 
-@st.composite
-def chosen(draw: st.DrawFn) -> str:
-    group = draw(groups)
-    options = [*choices_of(group), "null", "nothing", ""] if group in GROUPS else ["none", "disabled"]
-    options = [o for o in options if not o.startswith("table1")]
-    some = draw(st.lists(st.sampled_from(options), min_size=1, max_size=2))
-    sign = draw(st.sampled_from(["", "", "", "+", "++"]))
-    return f"{sign}{group}={draw(st.sampled_from(['{}', '{}', '[{}]'])).format(','.join(some))}"
+    def choice(self) -> str:
+        group = self.random.choice([*GROUPS, "hydra/job_logging", "hydra/hydra_logging"])
+        known = choices_of(group) if group in GROUPS else ["none", "disabled", "default"]
+        known = [name for name in known if not name.startswith("table1")] * 2
+        some = self.random.choices(
+            [*known, "null", "nothing", ""], k=self.random.choice([1, 1, 1, 2])
+        )
+        form = self.random.choice(["{}", "{}", "{}", "[{}]"])
+        return f"{group}={form.format(','.join(some))}"
 
+    def edit(self) -> str:
+        key, value = self.key(), self.value()
+        target = self.random.choice(
+            ["method", "student", "teacher", "dataset", "dataset.reader", "tracker", "+train",
+             "players.student.optimizer", "players.student.schedule", "+method.x", "++generator"]
+        )  # fmt: skip
+        forms = [
+            (8, f"{key}={value}"),
+            (4, f"{key}={self.random.choice(NUMBERS)}"),
+            (2, f"++{key}={value}"),
+            (1, f"+{key}={value}"),
+            (1, f"{self.random.choice(['', '+', '++'])}{key}.{self.key()}={value}"),
+            (1, f"{key}={value},{self.value()}"),
+            (2, f"~{key}"),
+            (1, f"~{key}={value}"),
+            (1, f"{self.misspelt()}={value}"),
+            (2, f"{target}._target_={self.random.choice(TARGETS)}"),
+            (3, self.choice()),
+            (1, self.random.choice(MALFORMED)),
+        ]
+        return self.random.choices([form for _, form in forms], [weight for weight, _ in forms])[0]
 
-edits = st.one_of(
-    st.builds("{}={}".format, keys, values),
-    st.builds("{}={}".format, keys, values),
-    st.builds("{}={}".format, keys, st.sampled_from(NUMBERS)),
-    st.builds("{}{}={}".format, st.sampled_from(["+", "++"]), keys, values),
-    st.builds("{}{}.{}={}".format, st.sampled_from(["+", "++", ""]), keys, keys, values),
-    st.builds("{}={},{}".format, keys, values, values),
-    st.builds("~{}".format, keys),
-    st.builds("~{}={}".format, keys, values),
-    st.builds("{}={}".format, misspelt(), values),
-    st.builds("{}_target_={}".format, st.sampled_from(
-        ["method.", "student.", "teacher.", "dataset.reader.", "ood.", "tracker.", "+train.",
-         "players.student.optimizer.", "players.student.schedule.", "+method.x.", "++generator."]
-    ), st.sampled_from(TARGETS)),
-    chosen(),
-    st.sampled_from(MALFORMED),
-)  # fmt: skip
+    def edits(self) -> list[str]:
+        some = [self.edit() for _ in range(self.random.choice([1, 1, 1, 2, 3]))]
+        return [*some, some[0]] if self.random.random() < 0.05 else some
 
-
-@st.composite
-def commands(draw: st.DrawFn) -> list[str]:
-    """Which valid command, what stands before its overrides, and what is added to them."""
-    base = draw(st.sampled_from([*METHODS, "quickstart", "quickstart_kd", "sweep", "headline"]))
-    added = draw(st.lists(edits, min_size=1, max_size=3))
-    if draw(st.integers(0, 9)) == 0:
-        added.append(added[0])
-    flags = draw(st.sampled_from([[]] * 8 + [["-m"]] * 2))
-    if draw(st.integers(0, 14)) == 0:
-        flags = [*flags, *draw(st.sampled_from(SHOWING))]
-    return [base, *flags, "|", *added]
+    def flags(self) -> list[str]:
+        flags = ["-m"] if self.random.random() < 0.15 else []
+        return flags + (self.random.choice(SHOWING) if self.random.random() < 0.05 else [])
 
 
 # ------------------------------------------------------------------------------------ playing them
@@ -200,10 +296,15 @@ class Playground:
         self.forked = Forked(cli.folder, cli.logs)
         self.tiny.experiment(cli.folder)
 
-    def arguments(self, command: list[str]) -> list[str]:
-        base, *flags = command[: command.index("|")]
-        added = command[command.index("|") + 1 :]
-        teacher = f"teacher.checkpoint={self.tiny.teacher}"
+    def command(self, random: Random) -> list[str]:
+        """A valid command, edited."""
+        base = random.choice(
+            [*METHODS, *METHODS, "quickstart", "quickstart_kd", "sweep", "headline"]
+        )
+        method = {"quickstart_kd": "kd"}.get(base, base if base in METHODS else "mosaic")
+        editor = Editor(random, method)
+        flags, added = editor.flags(), editor.edits()
+        teacher = [f"teacher.checkpoint={self.tiny.teacher}"] if base != "scratch" else []
         own = ["--config-dir", str(self.cli.folder / "conf"), *flags, "experiment=tiny"]
         if base == "headline":
             return [*flags, *added]
@@ -212,21 +313,18 @@ class Playground:
         if base == "quickstart_kd":
             return [*flags, *self.tiny.distil("kd"), *added]
         if base == "sweep":
-            return ["-m", *flags, "sweep=quickstart", teacher, *added]
-        if base == "scratch":
-            return [*own, "method=scratch", *added]
-        return [*own, f"method={base}", teacher, *added]
+            return ["-m", *flags, "sweep=quickstart", *self.tiny.mosaic()[1:], *added]
+        return [*own, f"method={base}", *teacher, *added]
 
-    def play(self, command: list[str]) -> None:
+    def play(self, arguments: list[str]) -> None:
         number = sum(self.outcomes.values())
         work = self.cli.folder / str(number) / "a" / "b" / "c" / "work"
         work.mkdir(parents=True)
-        arguments = self.arguments(command)
         self.forked.folder = work
         before = seen_from(self.cli.folder)
         try:
             outcome = self.forked.start(*arguments, before=stop_at_the_first_iteration).wait(LIMIT)
-            said = complaint(outcome, command)
+            said = complaint(outcome, arguments)
         except TimeoutError as error:
             outcome, said = None, f"{error}"
         if said is None and any("Traceback" in read(log) for log in work.rglob("run.log")):
@@ -235,15 +333,21 @@ class Playground:
             said = f"it left {seen_from(self.cli.folder) ^ before}"
         started = outcome is not None and outcome.code == STARTED
         self.outcomes["wrong" if said else "started" if started else "refused"] += 1
+        if outcome:
+            said = said and f"{said}\n{outcome.out[-1500:]}\n{outcome.err[-3000:]}"
+            self.tell(f"{outcome.code} in {outcome.seconds:.1f} s: {outcome.err[-300:]}", arguments)
         if said:
-            text = f"\n{outcome.code} {outcome.out[-1500:]}\n{outcome.err[-3000:]}" if outcome else ""
-            self.wrong.append(f"{shlex.join(arguments)}\n{said}{text}")
-            if log := os.environ.get("MOSAICKD_EDITS_LOG"):
-                with open(log, "a") as file:
-                    file.write(self.wrong[-1] + "\n" + "=" * 100 + "\n")
+            self.wrong.append(f"{shlex.join(arguments)}\n{said}")
+            self.tell(f"WRONG {said}\n{'=' * 80}", arguments)
         shutil.rmtree(self.cli.folder / str(number))
         for log in self.cli.logs.glob("[0-9]*"):
             log.unlink()
+
+    def tell(self, what: str, arguments: list[str]) -> None:
+        """Thousands take hours: what has become of them so far."""
+        if log := os.environ.get("MOSAICKD_EDITS_LOG"):
+            with open(log, "a") as file:
+                file.write(f"{shlex.join(arguments)}\n    {what.strip()}\n")
 
 
 def read(path: Path) -> str:
@@ -256,11 +360,11 @@ def seen_from(folder: Path) -> set[str]:
     return {str(path) for place in places for path in place.iterdir() if path.name != "__pycache__"}
 
 
-def complaint(outcome: Outcome, command: list[str]) -> str | None:
+def complaint(outcome: Outcome, arguments: list[str]) -> str | None:
     """What is wrong with how a command ended."""
     if "Traceback" in outcome.text:
         return "a traceback"
-    if outcome.code == STARTED or (outcome.code == 0 and {*command} & {*sum(SHOWING, [])}):
+    if outcome.code == STARTED or (outcome.code == 0 and {*arguments} & SHOWN):
         return None
     if outcome.code not in (1, 2):
         return f"exit code {outcome.code}"
@@ -289,9 +393,9 @@ def play_some(playground: Playground, count: int, *, same: bool) -> None:
         max_examples=count, derandomize=same, database=None, deadline=None,
         phases=[Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(commands())
-    def playing(command: list[str]) -> None:
-        playground.play(command)
+    @given(st.randoms(use_true_random=True))
+    def playing(random: Random) -> None:
+        playground.play(playground.command(random))
 
     playing()
     print(f"{sum(playground.outcomes.values())} edited commands: {dict(playground.outcomes)}")
