@@ -38,11 +38,19 @@ SWEEPS = CONF.parent / "sweeps"
 ANNOTATIONS: dict[str, Any] = {
     "name": str,  # the run's folder and result
     "checkpoint": str | None,  # mosaickd.teachers: weights of a teacher
-    "features": list[str] | None,  # methods that compare features: module paths to hook
-    "embedding": str | None,  # the same, for the input of the classifier
+    "features": list[str] | str | None,  # methods that compare features: module paths to hook
+    "embedding": list[str] | str | None,  # the same, for the input of the classifier
     "recipe": dict,  # conf/method/scratch.yaml: how a classifier is trained on this data set
 }
 RECIPE = {"epochs": Count, "batch_size": Count, "lr": NonNegative, "weight_decay": NonNegative}
+
+#: What a section builds, where it names a class.
+KINDS = {
+    "dataset": "mosaickd.data.source.Source",
+    "method": "mosaickd.methods.base.Method",
+    "optimizer": "torch.optim.Optimizer",
+    **dict.fromkeys(("model", "generator", "discriminator"), "torch.nn.Module"),
+}
 
 #: What the launcher adds when it builds a node, beyond what the YAML says.
 SUPPLIED = {
@@ -224,6 +232,13 @@ def check_node(node: Any, path: str, kind: str) -> None:
     signature = inspect.signature(target)
     hints = _hints(target)
     supplied = SUPPLIED.get(kind, set())
+    expected = KINDS.get(kind)
+    if expected and inspect.isclass(target) and not _is_kind(target, expected):
+        raise UserError(f"{path}._target_: {node._target_} is no {kind}: no {expected}")
+    if kind == "reader" and (lacking := supplied - set(signature.parameters)):
+        raise UserError(
+            f"{path}._target_: {node._target_} is no reader: it does not take {sorted(lacking)}"
+        )
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = [
         name
@@ -302,6 +317,12 @@ def _target(node: Any, path: str) -> Callable[..., Any]:
     return resolve(node._target_, f"{path}._target_")
 
 
+def _is_kind(thing: type, expected: str) -> bool:
+    kind = resolve(expected, "")
+    assert inspect.isclass(kind)
+    return issubclass(thing, kind)
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -348,7 +369,7 @@ def _check_overrides(cfg: DictConfig) -> None:
 
 def _given() -> list[str]:
     """The overrides of the command line, as NAME=VALUE; what is taken away (~ood) is null."""
-    task = HydraConfig.get().overrides.task
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return [o.lstrip("+~") if "=" in o else f"{o.lstrip('~')}=null" for o in task]
 
 

@@ -53,8 +53,8 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     overrides: the command line's; of a sweep's cell, also what its sweep file lists.
     """
-    said = cfg.hydra.overrides
-    if sorted([*said.hydra, *said.task]) != sorted(overrides):
+    said = _content(cfg, "hydra.overrides", resolve=False)
+    if sorted([*said["hydra"], *said["task"]]) != sorted(overrides):
         raise UserError("hydra.overrides repeats the command line: a YAML can't add to it")
     typed = {_key(override) for override in overrides}
     allowed = OmegaConf.select(cfg, "allow_targets") or []

@@ -165,7 +165,7 @@ MALFORMED = [
 SHOWING = [
     ["--cfg", "job"], ["--cfg", "hydra"], ["--cfg", "all"], ["--cfg", "nothing"], ["--cfg"],
     ["--cfg", "job", "--resolve"], ["--cfg", "job", "--package", "method"], ["--resolve"],
-    ["--cfg", "job", "--package", "nowhere"], ["--help"], ["--hydra-help"], ["--info"],
+    ["--help"], ["--hydra-help"], ["--info"],
     ["--info", "defaults"], ["--info", "nothing"], ["--version"], ["--run", "--multirun"],
     ["--config-dir", "nowhere"], ["--config-name", "config"], ["--config-path", "conf"],
     ["--experimental-rerun", "x"], ["--shell-completion"], ["--package", "method"],
