@@ -152,15 +152,21 @@ def validate(cfg: DictConfig) -> None:
     types and the ranges in its annotations are the schema.
     """
     try:
-        content = plain(cfg)
-    except OmegaConfBaseException as error:
+        _validate(cfg)
+    except OmegaConfBaseException as error:  # interpolations, settings taken away
         raise UserError(" ".join(str(error).split())) from error
-    check_targets(content, content["allow_targets"])
+
+
+def _validate(cfg: DictConfig) -> None:
+    content = plain(cfg)
+    check_targets(content, content.get("allow_targets", []))
     _check_overrides(cfg)
     known = [setting.name for setting in dataclasses.fields(Root)]
     for key in cfg:
         if key not in known:
             raise UserError(unknown(str(key), known))
+    if missing := sorted(set(known) - {str(key) for key in cfg}):
+        raise UserError(f"{missing[0]} is missing: it can be changed, and not be taken away")
     if not 0 <= cfg.seed < 2**62:
         raise UserError(f"seed must be between 0 and 2**62, got {cfg.seed}")
     for setting in dataclasses.fields(TrainSettings):
@@ -183,6 +189,8 @@ def validate(cfg: DictConfig) -> None:
     for name in ("dataset", "ood", "teacher", "student"):
         if name != "ood" or cfg.ood is not None:
             check_node(cfg[name], name, kinds[name])
+            if cfg[name].get("name") is None:
+                raise UserError(f"{name}.name is missing: folders are called by it")
     for key, value in (cfg.dataset.get("recipe") or {}).items():
         if key not in RECIPE:
             raise UserError(unknown(f"dataset.recipe.{key}", RECIPE))
