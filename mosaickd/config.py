@@ -178,6 +178,8 @@ def _validate(cfg: DictConfig) -> None:
         raise UserError("train.steps and train.epochs are both null: say how long to train")
 
     check_node(cfg.method, "method", "method")
+    if cfg.method.get("name") is None:
+        raise UserError("method.name is missing: folders are called by it")
     if images_of(cfg) == "ood" and cfg.ood is None:
         raise UserError(
             f"method={cfg.method.name} distils from out-of-domain images and there are none: "
