@@ -272,7 +272,7 @@ def check_node(node: Any, path: str, kind: str) -> None:
             raise UserError(f"{path}.{key} {problem}, got {value!r}")
     for name in accepted:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in given:
-            if node.get("_partial_"):  # whoever calls it later may add what is missing
+            if node.get("_partial_") and kind != "reader":  # who calls it may add what is missing
                 continue
             raise UserError(f"{path}.{name} is missing: {node._target_} needs it")
 

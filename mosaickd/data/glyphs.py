@@ -83,7 +83,8 @@ def read(
     count = train_images if split == "train" else test_images
     if not 1 <= count <= 10**6:
         raise UserError(
-            f"reader.{split}_images of {alphabet} must be at least 1 and at most 1000000, got {count}"
+            f"reader.{split}_images of {alphabet} must be at least 1 and at most 1000000, "
+            f"got {count}"
         )
     if image_size > 512:
         raise UserError(f"image_size of {alphabet} must be at most 512, got {image_size}")
