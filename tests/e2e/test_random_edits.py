@@ -49,7 +49,7 @@ NUMBERS = [
     *("2147483648", "9223372036854775808", "1" + "0" * 30, "1" + "0" * 400, "0x10", "1_000"),
     *("0.0", "-0.0", "0.5", "1e-30", "1e30", "1e308", "1e400", "-1e400", "nan", "inf", "-inf"),
 ]
-USUAL = ["1", "2", "3", "16", "0.1", "0.5", "true", "false", "null"]
+USUAL = ["1", "2", "3", "5", "16", "17", "100", "0.1", "0.5", "1.5", "true", "false", "null"]
 TEXTS = [
     *("", "''", '""', "' '", "null", "true", "false", "no", "None", "a", "a b", "ä", "名前", "🙂"),
     *(
@@ -243,6 +243,7 @@ class Editor:
         forms = [
             (8, f"{key}={value}"),
             (4, f"{key}={self.random.choice(NUMBERS)}"),
+            (8, f"{key}={self.random.choice(USUAL)}"),
             (2, f"++{key}={value}"),
             (1, f"+{key}={value}"),
             (1, f"{self.random.choice(['', '+', '++'])}{key}.{self.key()}={value}"),

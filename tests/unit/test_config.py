@@ -207,7 +207,6 @@ def hydra_compose() -> Iterator[Compose]:
         ("student._target_=torch.optim.SGD", "no model"),
         ("~method.name", "method.name is missing"),
         ("~device", "device is missing"),
-        ("~train.clip", "clip"),
         ("method._target_=torch.nn.Linear", "no method"),
         ("ood.reader._target_=torchvision.models.resnet18", "no reader"),
     ],
