@@ -161,6 +161,38 @@ def _validate(cfg: DictConfig) -> None:
     content = plain(cfg)
     check_targets(content, content.get("allow_targets", []))
     _check_overrides(cfg)
+    _check_root(cfg)
+    check_node(cfg.method, "method", "method")
+    if images_of(cfg) == "ood" and cfg.ood is None:
+        raise UserError(
+            f"method={cfg.method.name} distils from out-of-domain images and there are none: "
+            "choose some with ood=NAME (data-free methods: dfq, dafl, zskt, deepinv)"
+        )
+    kinds = {"dataset": "dataset", "ood": "dataset", "teacher": "model", "student": "model"}
+    for name in ("dataset", "ood", "teacher", "student"):
+        if name != "ood" or cfg.ood is not None:
+            check_node(cfg[name], name, kinds[name])
+    for name in ("method", *kinds):
+        if cfg[name] is not None and cfg[name].get("name") is None:
+            raise UserError(f"{name}.name is missing: folders are called by it")
+    for key, value in (cfg.dataset.get("recipe") or {}).items():
+        if key not in RECIPE:
+            raise UserError(unknown(f"dataset.recipe.{key}", RECIPE))
+        if problem := violation(value, RECIPE[key]):
+            raise UserError(f"dataset.recipe.{key} {problem}, got {value!r}")
+    for part in needs(cfg) & {"generator", "discriminator"}:
+        check_node(cfg[part], part, part)
+    if cfg.student.get("checkpoint") is not None:
+        raise UserError(
+            "student.checkpoint has no effect: a student starts from random weights. "
+            "teacher.checkpoint=FILE gives the teacher its weights"
+        )
+    _check_players(cfg)
+    check_node(cfg.tracker, "tracker", "tracker")
+
+
+def _check_root(cfg: DictConfig) -> None:
+    """What builds nothing: its names, and ranges."""
     known = [setting.name for setting in dataclasses.fields(Root)]
     for key in cfg:
         if key not in known:
@@ -176,51 +208,27 @@ def _validate(cfg: DictConfig) -> None:
             raise UserError(f"train.{setting.name} {problem}, got {value}")
     if cfg.train.steps is None and cfg.train.epochs is None:
         raise UserError("train.steps and train.epochs are both null: say how long to train")
-
-    check_node(cfg.method, "method", "method")
-    if cfg.method.get("name") is None:
-        raise UserError("method.name is missing: folders are called by it")
-    if images_of(cfg) == "ood" and cfg.ood is None:
-        raise UserError(
-            f"method={cfg.method.name} distils from out-of-domain images and there are none: "
-            "choose some with ood=NAME (data-free methods: dfq, dafl, zskt, deepinv)"
-        )
     if cfg.ood_subset_size is not None and cfg.ood_subset_size < 1:
         raise UserError(f"ood_subset_size must be at least 1, got {cfg.ood_subset_size}")
-    kinds = {"dataset": "dataset", "ood": "dataset", "teacher": "model", "student": "model"}
-    for name in ("dataset", "ood", "teacher", "student"):
-        if name != "ood" or cfg.ood is not None:
-            check_node(cfg[name], name, kinds[name])
-            if cfg[name].get("name") is None:
-                raise UserError(f"{name}.name is missing: folders are called by it")
-    for key, value in (cfg.dataset.get("recipe") or {}).items():
-        if key not in RECIPE:
-            raise UserError(unknown(f"dataset.recipe.{key}", RECIPE))
-        if problem := violation(value, RECIPE[key]):
-            raise UserError(f"dataset.recipe.{key} {problem}, got {value!r}")
-    for part in needs(cfg) & {"generator", "discriminator"}:
-        check_node(cfg[part], part, part)
-    if cfg.student.get("checkpoint") is not None:
-        raise UserError(
-            "student.checkpoint has no effect: a student starts from random weights. "
-            "teacher.checkpoint=FILE gives the teacher its weights"
-        )
-    if not (cfg.players is None or OmegaConf.is_dict(cfg.players)):
-        raise UserError(f"players must have a section for each player, got {cfg.players!r}")
+
+
+def _check_players(cfg: DictConfig) -> None:
+    players = cfg.players or {}
+    if not OmegaConf.is_dict(players) and players:
+        raise UserError(f"players must have a section for each player, got {players!r}")
     for player in cfg.train.sync_batch_norm:
-        if player not in (cfg.players or {}):
+        if player not in players:
             raise UserError(
                 f"train.sync_batch_norm names {player!r}, and method={cfg.method.name} has the "
-                f"players {', '.join(cfg.players or [])}"
+                f"players {', '.join(players)}"
             )
-    for player, node in (cfg.players or {}).items():
+    for player, node in players.items():
         if not OmegaConf.is_dict(node):
             raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
         for part in node:
             if part not in ("optimizer", "schedule"):
                 raise UserError(unknown(f"players.{player}.{part}", ["optimizer", "schedule"]))
             check_node(node[part], f"players.{player}.{part}", part)
-    check_node(cfg.tracker, "tracker", "tracker")
 
 
 def needs(cfg: DictConfig) -> set[str]:
@@ -239,7 +247,10 @@ def check_node(node: Any, path: str, kind: str) -> None:
     if not OmegaConf.is_dict(node) or "_target_" not in node:
         raise UserError(f"{path} must be a section with a _target_, got {node!r}")
     target = _target(node, path)
-    signature = inspect.signature(target)
+    try:
+        signature = inspect.signature(target)
+    except ValueError as error:  # of some functions written in C
+        raise UserError(f"{path}._target_: {node._target_} doesn't say what it takes") from error
     hints = _hints(target)
     supplied = SUPPLIED.get(kind, set())
     expected = KINDS.get(kind)
@@ -267,7 +278,7 @@ def check_node(node: Any, path: str, kind: str) -> None:
         if value == "???":
             raise UserError(f"{path}.{key} has no value: give one, {path}.{key}=...")
         if isinstance(value, dict) and "_target_" in value:
-            check_node(node[key], f"{path}.{key}", key)
+            check_node(node[key], f"{path}.{key}", "reader" if key == "reader" else "part")
         elif problem := violation(value, annotations.get(key, hints.get(key, Any))):
             raise UserError(f"{path}.{key} {problem}, got {value!r}")
     for name in accepted:
