@@ -12,6 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+#: Whole numbers as torch and numpy know them.
+LARGEST = 2**63
+TOO_LARGE = "must be below 2**63"
+
 
 @dataclass(frozen=True)
 class Range:
@@ -23,6 +27,8 @@ class Range:
 
     def violation(self, value: Any) -> str | None:
         """What `value` should have been, or None when it is within the range."""
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            return TOO_LARGE
         if not math.isfinite(value):
             return "must be a finite number"
         if self.low is not None and (value <= self.low if self.above else value < self.low):

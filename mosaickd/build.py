@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
@@ -18,6 +20,14 @@ from mosaickd.config import ANNOTATIONS, plain
 from mosaickd.engine.player import Player
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Method
+
+log = logging.getLogger(__name__)
+
+#: What constructors raise for settings that their annotations could not refuse.
+UNFIT = (
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+    *(RuntimeError, MemoryError, InstantiationException),
+)
 
 
 def build(node: DictConfig, **supplied: Any) -> Any:
@@ -28,13 +38,22 @@ def build(node: DictConfig, **supplied: Any) -> Any:
     """
     accepted = parameters_of(node)
     own = {k: v for k, v in plain(node).items() if k in accepted or k not in ANNOTATIONS}
-    factory = instantiate(own | {"_partial_": True}, _convert_="all")
     try:
+        factory = instantiate(own | {"_partial_": True}, _convert_="all")
         return factory(**supplied)
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(str(error)) from error
+    except UserError:
+        raise
+    except UNFIT as error:
+        log.debug("%s can't be built", node._target_, exc_info=True)
+        if isinstance(error, ValueError) and node._target_.startswith("mosaickd."):
+            raise UserError(str(error)) from error
+        where = node._get_full_key(None)
+        raise UserError(f"{where}: {node._target_} can't be built so ({said(error)})") from error
+
+
+def said(error: Exception) -> str:
+    """What an error of foreign code says, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def try_players(cfg: DictConfig) -> None:
@@ -45,8 +64,8 @@ def try_players(cfg: DictConfig) -> None:
             optimizer = instantiate(node.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
             part = "schedule"
             instantiate(node.schedule, _convert_="all")(optimizer, 1)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"players.{player}.{part}: {error}") from error
+        except UNFIT as error:
+            raise UserError(f"players.{player}.{part}: {said(error)}") from error
 
 
 def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Player]:

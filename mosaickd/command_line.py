@@ -9,12 +9,14 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -22,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mosaickd import report
-from mosaickd.config import CONF, SWEEPS, config_dirs, nearest, options
+from mosaickd.config import CONF, SWEEPS, config_dirs, options
 from mosaickd.engine.interruption import Interrupted
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, nearest, shortened
 
 #: Groups, and the folder that each one's choices lie in.
 GROUPS = {
@@ -49,8 +51,7 @@ def run_command(main: Callable[[], Any]) -> None:
     """Call `main` (a hydra.main function) and end the process as this module's title says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
     logging.raiseExceptions = False  # a log that can't be written (a full disk) ends no run
-    if {"--cfg", "-c"} & set(sys.argv) and {"--multirun", "-m"} & set(sys.argv):
-        _fail("--cfg shows the config of one run: leave out -m", 2)
+    check_flags()
     for position, argument in enumerate(sys.argv[1:], 1):
         key, _, value = argument.partition("=")
         plugin = key == "hydra/launcher" and value != "basic"
@@ -82,10 +83,36 @@ def run_command(main: Callable[[], Any]) -> None:
         _fail(f"a process of the sweep ended early; the same command goes on. {said}", 1)
     except OSError as error:
         _fail_to_write(error)
-    except ValueError as error:  # how logging wraps what kept it from opening run.log
-        if not isinstance(error.__cause__, OSError):
+    except Exception as error:
+        if isinstance(error.__cause__, OSError):  # how logging wraps that run.log can't be opened
+            _fail_to_write(error.__cause__)
+        if _in_a_run(error):
             raise
-        _fail_to_write(error.__cause__)
+        said = " ".join(f"{type(error).__name__} {error}".split())
+        _fail(f"Hydra can't carry out this command ({said})", 2)
+
+
+def check_flags() -> None:
+    """Refuse options of Hydra's that this project has no use for, or that contradict each other."""
+    parser = get_args_parser()
+    parser.error = lambda message: _fail(message, 2)  # type: ignore[method-assign]
+    flags = parser.parse_args()
+    if flags.cfg and flags.multirun:
+        _fail("--cfg shows the config of one run: leave out -m", 2)
+    if flags.config_name is not None or flags.config_path is not None:
+        _fail(
+            "--config-name and --config-path would take the place of conf/config.yaml; "
+            "--config-dir DIR with experiment=NAME adds DIR/experiment/NAME.yaml to it",
+            2,
+        )
+    if flags.experimental_rerun is not None:
+        _fail("--experimental-rerun runs pickled code; a run's .hydra/overrides.yaml repeats it", 2)
+
+
+def _in_a_run(error: BaseException) -> bool:
+    """Whether an error comes out of a run, not out of Hydra's preparations for one."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "mosaickd.launch" for frame, _ in frames)
 
 
 class SweepSummary(Callback):
@@ -191,7 +218,7 @@ def _known_keys() -> Iterator[str]:
     yield from walk(cfg, "")
 
 
-def _fail_to_write(error: OSError) -> None:
+def _fail_to_write(error: OSError) -> NoReturn:
     where = f": {error.filename}" if error.filename else ""
     _fail(
         f"{error.strerror or error}{where}. If this is the run's folder, is it writable? "
@@ -200,6 +227,6 @@ def _fail_to_write(error: OSError) -> None:
     )
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {shortened(message)}", file=sys.stderr)
     sys.exit(code)

@@ -6,7 +6,6 @@ Nothing here imports torch until `validate` runs: `python run.py --cfg job` answ
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import json
@@ -23,23 +22,34 @@ from typing import Any, Literal
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from mosaickd.bounds import Range
+from mosaickd import trust
+from mosaickd.bounds import LARGEST, TOO_LARGE, Count, NonNegative, Range
 from mosaickd.engine.settings import TrainSettings
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, nearest
+from mosaickd.targets import check_targets, resolve
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SWEEPS = CONF.parent / "sweeps"
 
-#: Keys beside `_target_` that are not constructor arguments, and who reads them.
-ANNOTATIONS = {
-    "name",  # the run's folder and result
-    "checkpoint",  # mosaickd.teachers: weights of a teacher
-    "features",  # methods that compare features: module paths to hook
-    "embedding",  # the same, for the input of the classifier
-    "recipe",  # conf/method/scratch.yaml: how a classifier is trained on this data set
+#: Keys beside `_target_` that are not constructor arguments: who reads them, and what they are.
+ANNOTATIONS: dict[str, Any] = {
+    "name": str,  # the run's folder and result
+    "checkpoint": str | None,  # mosaickd.teachers: weights of a teacher
+    "features": list[str] | str | None,  # methods that compare features: module paths to hook
+    "embedding": list[str] | str | None,  # the same, for the input of the classifier
+    "recipe": dict,  # conf/method/scratch.yaml: how a classifier is trained on this data set
+}
+RECIPE = {"epochs": Count, "batch_size": Count, "lr": NonNegative, "weight_decay": NonNegative}
+
+#: What a section builds, where it names a class.
+KINDS = {
+    "dataset": "mosaickd.data.source.Source",
+    "method": "mosaickd.methods.base.Method",
+    "optimizer": "torch.optim.Optimizer",
+    **dict.fromkeys(("model", "generator", "discriminator"), "torch.nn.Module"),
 }
 
 #: What the launcher adds when it builds a node, beyond what the YAML says.
@@ -96,6 +106,7 @@ class Root:
     force: bool = False
     teacher_missing: TeacherMissing = TeacherMissing.train
     teachers_dir: str = "checkpoints"
+    allow_targets: list[str] = field(default_factory=list)
 
 
 def register() -> None:
@@ -107,6 +118,7 @@ def register() -> None:
     """
     # `${when:FLAG,TEXT}`, in names of folders: TEXT, or nothing.
     OmegaConf.register_new_resolver("when", lambda flag, text: text if flag else "", replace=True)
+    trust.install()
     store = ConfigStore.instance()
     store.store(name="schema", node=Root)
     for folder in [CONF, *config_dirs(sys.argv)]:
@@ -139,33 +151,35 @@ def validate(cfg: DictConfig) -> None:
     Sections with a `_target_` are bound against the constructor's signature: its names, its
     types and the ranges in its annotations are the schema.
     """
-    _check_overrides(cfg)
-    known = [setting.name for setting in dataclasses.fields(Root)]
-    for key in cfg:
-        if key not in known:
-            raise UserError(unknown(str(key), known))
-    if not 0 <= cfg.seed < 2**62:
-        raise UserError(f"seed must be between 0 and 2**62, got {cfg.seed}")
-    for setting in dataclasses.fields(TrainSettings):
-        value = cfg.train[setting.name]
-        bounds = setting.metadata.get("range")
-        if value is not None and bounds and (violation := bounds.violation(value)):
-            raise UserError(f"train.{setting.name} {violation}, got {value}")
-    if cfg.train.steps is None and cfg.train.epochs is None:
-        raise UserError("train.steps and train.epochs are both null: say how long to train")
+    try:
+        _validate(cfg)
+    except OmegaConfBaseException as error:  # interpolations, settings taken away
+        raise UserError(" ".join(str(error).split())) from error
 
+
+def _validate(cfg: DictConfig) -> None:
+    content = plain(cfg)
+    check_targets(content, content.get("allow_targets", []))
+    _check_overrides(cfg)
+    _check_root(cfg)
     check_node(cfg.method, "method", "method")
     if images_of(cfg) == "ood" and cfg.ood is None:
         raise UserError(
             f"method={cfg.method.name} distils from out-of-domain images and there are none: "
             "choose some with ood=NAME (data-free methods: dfq, dafl, zskt, deepinv)"
         )
-    if cfg.ood_subset_size is not None and cfg.ood_subset_size < 1:
-        raise UserError(f"ood_subset_size must be at least 1, got {cfg.ood_subset_size}")
     kinds = {"dataset": "dataset", "ood": "dataset", "teacher": "model", "student": "model"}
     for name in ("dataset", "ood", "teacher", "student"):
         if name != "ood" or cfg.ood is not None:
             check_node(cfg[name], name, kinds[name])
+    for name in ("method", *kinds):
+        if cfg[name] is not None and cfg[name].get("name") is None:
+            raise UserError(f"{name}.name is missing: folders are called by it")
+    for key, value in (cfg.dataset.get("recipe") or {}).items():
+        if key not in RECIPE:
+            raise UserError(unknown(f"dataset.recipe.{key}", RECIPE))
+        if problem := violation(value, RECIPE[key]):
+            raise UserError(f"dataset.recipe.{key} {problem}, got {value!r}")
     for part in needs(cfg) & {"generator", "discriminator"}:
         check_node(cfg[part], part, part)
     if cfg.student.get("checkpoint") is not None:
@@ -173,20 +187,48 @@ def validate(cfg: DictConfig) -> None:
             "student.checkpoint has no effect: a student starts from random weights. "
             "teacher.checkpoint=FILE gives the teacher its weights"
         )
+    _check_players(cfg)
+    check_node(cfg.tracker, "tracker", "tracker")
+
+
+def _check_root(cfg: DictConfig) -> None:
+    """What builds nothing: its names, and ranges."""
+    known = [setting.name for setting in dataclasses.fields(Root)]
+    for key in cfg:
+        if key not in known:
+            raise UserError(unknown(str(key), known))
+    if missing := sorted(set(known) - {str(key) for key in cfg}):
+        raise UserError(f"{missing[0]} is missing: it can be changed, and not be taken away")
+    if not 0 <= cfg.seed < 2**62:
+        raise UserError(f"seed must be between 0 and 2**62, got {cfg.seed}")
+    for setting in dataclasses.fields(TrainSettings):
+        value = cfg.train[setting.name]
+        bounds = setting.metadata.get("range")
+        if value is not None and bounds and (problem := bounds.violation(value)):
+            raise UserError(f"train.{setting.name} {problem}, got {value}")
+    if cfg.train.steps is None and cfg.train.epochs is None:
+        raise UserError("train.steps and train.epochs are both null: say how long to train")
+    if cfg.ood_subset_size is not None and cfg.ood_subset_size < 1:
+        raise UserError(f"ood_subset_size must be at least 1, got {cfg.ood_subset_size}")
+
+
+def _check_players(cfg: DictConfig) -> None:
+    players = cfg.players or {}
+    if not OmegaConf.is_dict(players) and players:
+        raise UserError(f"players must have a section for each player, got {players!r}")
     for player in cfg.train.sync_batch_norm:
-        if player not in (cfg.players or {}):
+        if player not in players:
             raise UserError(
                 f"train.sync_batch_norm names {player!r}, and method={cfg.method.name} has the "
-                f"players {', '.join(cfg.players or [])}"
+                f"players {', '.join(players)}"
             )
-    for player, node in (cfg.players or {}).items():
+    for player, node in players.items():
         if not OmegaConf.is_dict(node):
             raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
         for part in node:
             if part not in ("optimizer", "schedule"):
                 raise UserError(unknown(f"players.{player}.{part}", ["optimizer", "schedule"]))
             check_node(node[part], f"players.{player}.{part}", part)
-    check_node(cfg.tracker, "tracker", "tracker")
 
 
 def needs(cfg: DictConfig) -> set[str]:
@@ -205,9 +247,19 @@ def check_node(node: Any, path: str, kind: str) -> None:
     if not OmegaConf.is_dict(node) or "_target_" not in node:
         raise UserError(f"{path} must be a section with a _target_, got {node!r}")
     target = _target(node, path)
-    signature = inspect.signature(target)
+    try:
+        signature = inspect.signature(target)
+    except ValueError as error:  # of some functions written in C
+        raise UserError(f"{path}._target_: {node._target_} doesn't say what it takes") from error
     hints = _hints(target)
     supplied = SUPPLIED.get(kind, set())
+    expected = KINDS.get(kind)
+    if expected and inspect.isclass(target) and not _is_kind(target, expected):
+        raise UserError(f"{path}._target_: {node._target_} is no {kind}: no {expected}")
+    if kind == "reader" and (lacking := supplied - set(signature.parameters)):
+        raise UserError(
+            f"{path}._target_: {node._target_} is no reader: it does not take {sorted(lacking)}"
+        )
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = [
         name
@@ -215,21 +267,23 @@ def check_node(node: Any, path: str, kind: str) -> None:
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in supplied
     ]
     given = {k for k in node if k not in ("_target_", "_partial_", "_convert_")}
-    annotations = ANNOTATIONS - set(accepted)
+    annotations = {k: v for k, v in ANNOTATIONS.items() if k not in accepted}
     values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
-    for key in given - annotations:
-        if key not in accepted and not accepts_any:
+    if not isinstance(values.get("_partial_", False), bool):
+        raise UserError(f"{path}._partial_ must be true or false, got {values['_partial_']!r}")
+    for key in sorted(given):
+        if key not in accepted and key not in annotations and not accepts_any:
             raise UserError(unknown(f"{path}.{key}", accepted))
         value = values[key]
         if value == "???":
             raise UserError(f"{path}.{key} has no value: give one, {path}.{key}=...")
         if isinstance(value, dict) and "_target_" in value:
-            check_node(node[key], f"{path}.{key}", key)
-        elif problem := violation(value, hints.get(key, Any)):
+            check_node(node[key], f"{path}.{key}", "reader" if key == "reader" else "part")
+        elif problem := violation(value, annotations.get(key, hints.get(key, Any))):
             raise UserError(f"{path}.{key} {problem}, got {value!r}")
     for name in accepted:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in given:
-            if node.get("_partial_"):  # whoever calls it later may add what is missing
+            if node.get("_partial_") and kind != "reader":  # who calls it may add what is missing
                 continue
             raise UserError(f"{path}.{name} is missing: {node._target_} needs it")
 
@@ -255,8 +309,14 @@ def violation(value: Any, hint: Any) -> str | None:
         if not isinstance(value, list):
             return "must be a list"
         return next((p for item in value if (p := violation(item, arguments[0]))), None)
+    if origin is Callable:  # a part that the section builds
+        return "must be a section with a _target_"
     if hint is type(None):
         return None if value is None else "must be null"
+    if hint in (int, float) and isinstance(value, int) and abs(value) >= LARGEST:
+        return TOO_LARGE
+    if hint is dict:
+        return None if isinstance(value, dict) else "must be a section"
     if hint is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
         return None if ok else "must be a number"
@@ -275,11 +335,13 @@ _SEQUENCES = {typing.get_origin(typing.Sequence[int]), typing.get_origin(Iterabl
 
 
 def _target(node: Any, path: str) -> Callable[..., Any]:
-    try:
-        return get_object(node._target_)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}._target_: {node._target_} can't be imported ({reason})") from error
+    return resolve(node._target_, f"{path}._target_")
+
+
+def _is_kind(thing: type, expected: str) -> bool:
+    kind = resolve(expected, "")
+    assert inspect.isclass(kind)
+    return issubclass(thing, kind)
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -328,7 +390,7 @@ def _check_overrides(cfg: DictConfig) -> None:
 
 def _given() -> list[str]:
     """The overrides of the command line, as NAME=VALUE; what is taken away (~ood) is null."""
-    task = HydraConfig.get().overrides.task
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return [o.lstrip("+~") if "=" in o else f"{o.lstrip('~')}=null" for o in task]
 
 
@@ -337,12 +399,6 @@ def unknown(path: str, accepted: Iterable[str]) -> str:
     key = path.rpartition(".")[2]
     accepted = sorted(accepted)
     return f"{path} is unknown{nearest(key, accepted)}; accepted here: {', '.join(accepted)}"
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """`, did you mean a or b?` or nothing."""
-    close = difflib.get_close_matches(word, sorted(set(names)), n=2, cutoff=0.55)
-    return f", did you mean {' or '.join(close)}?" if close else ""
 
 
 # ------------------------------------------------------------------------------ a run's identity
@@ -372,7 +428,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 #: other one makes it another experiment than the recipe of its method.
 PLAIN_OVERRIDES = re.compile(
     r"(method|dataset|ood|teacher|student|pair|sweep|tracker|seed|device|force|ood_subset"
-    r"|teacher_missing|teachers_dir)=|tracker\.|hydra[./]|(dataset|ood)\.(root|max_broken)=|"
+    r"|teacher_missing|teachers_dir|allow_targets)=|tracker\.|hydra[./]|"
+    r"(dataset|ood)\.(root|max_broken)=|"
     r"(dataset|ood)\.reader\.download=|teacher\.checkpoint=|train=default$|method\.teacher_at_once=|"
     r"(experiment|ablation|train\.steps|(dataset|ood)\.(classes|limit)|ood_subset_size)=null$|"
     rf"train\.({'|'.join(sorted(WATCHING | COMPUTING))})="

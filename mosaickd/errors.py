@@ -1,6 +1,9 @@
-"""The one exception that speaks to the user, and what of a file's text it may repeat."""
+"""The one exception that speaks to the user, and what helps its messages to speak well."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -11,6 +14,23 @@ class UserError(ValueError):
     """
 
     told = False
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
+
+
+def shortened(message: str, longest: int = 1400) -> str:
+    """A message that fits on a screen, whatever value it repeats."""
+    if len(message) <= longest:
+        return message
+    half = longest // 2
+    return f"{message[:half]} [...] {message[-half:]}"
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`, did you mean a or b?` or nothing."""
+    close = difflib.get_close_matches(word, sorted(set(names)), n=2, cutoff=0.55)
+    return f", did you mean {' or '.join(close)}?" if close else ""
 
 
 def printable(text: str, limit: int = 400) -> str:

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mosaickd.build import build, derived_seed, parameters_of
+from mosaickd.build import UNFIT, build, derived_seed, parameters_of, said
 from mosaickd.config import needs
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
 from mosaickd.engine import distribution
@@ -125,8 +125,14 @@ class Parts:
         named = "num_classes" in accepted or (takes_any and "num_classes" not in node)
         supplied = {"num_classes": self.num_classes} if named else {}
         model = self.network(role, **supplied)
-        with in_eval_mode(model):
-            shape = tuple(model(self.example).shape)
+        try:
+            with in_eval_mode(model):
+                shape = tuple(model(self.example).shape)
+        except UNFIT as error:
+            raise UserError(
+                f"{role}: {node.name} can't look at an image of {self.image_size}x"
+                f"{self.image_size} pixels ({said(error)})"
+            ) from error
         if shape != (1, self.num_classes):
             raise UserError(
                 f"{role}: {node.name} maps one image to an output of shape {list(shape)}, but "

@@ -1,7 +1,8 @@
 """`python run.py ...` in processes forked from one that has imported everything already.
 
 The same script in a process of its own, as `conftest.Cli` starts it, for a tenth of the time. What
-differs: modules are imported already (`warm`), and Python's atexit functions are not called.
+differs: modules are imported already (`warm`), and Python's atexit functions are not called (so not
+for launchers that start processes of their own).
 """
 
 from __future__ import annotations

@@ -81,8 +81,13 @@ def read(
     if seed < 0:
         raise UserError(f"reader.seed of {alphabet} must be at least 0, got {seed}")
     count = train_images if split == "train" else test_images
-    if count < 1:
-        raise UserError(f"reader.{split}_images of {alphabet} must be at least 1, got {count}")
+    if not 1 <= count <= 10**6:
+        raise UserError(
+            f"reader.{split}_images of {alphabet} must be at least 1 and at most 1000000, "
+            f"got {count}"
+        )
+    if image_size > 512:
+        raise UserError(f"image_size of {alphabet} must be at most 512, got {image_size}")
     names = list(ALPHABETS[alphabet].values())
     name = f"{alphabet}-{split}-{count}-{image_size}px-seed{seed}-v{VERSION}.npz"
     images, labels = _cached(root / name, alphabet, split, count, image_size, seed)

@@ -43,8 +43,8 @@ class ResNet(nn.Module):
 
     def __init__(self, *, blocks: list[int], num_classes: int) -> None:
         super().__init__()
-        if len(blocks) != 4 or min(blocks) < 1:
-            raise UserError(f"blocks of a ResNet must be four numbers >= 1, got {blocks}")
+        if len(blocks) != 4 or min(blocks) < 1 or max(blocks) > 500:
+            raise UserError(f"blocks of a ResNet must be four numbers of 1 to 500, got {blocks}")
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = _stage(blocks[0], 64, 64, stride=1)

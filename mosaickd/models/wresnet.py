@@ -60,9 +60,9 @@ class WideResNet(nn.Module):
     def __init__(self, *, depth: Count, widen_factor: Count, num_classes: int) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1:
+        if rest or not 1 <= blocks <= 500:
             raise UserError(
-                f"depth of a WideResNet must be 6n + 4 (10, 16, 22, 28, 34, 40, ...), got {depth}"
+                f"depth of a WideResNet must be 6n + 4 (10, 16, 22, 28, ..., 3004), got {depth}"
             )
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)

@@ -138,7 +138,9 @@ def plain_model(cli: Cli, tiny: Tiny) -> list[str]:
     (package / "nets.py").write_text(MODEL)
     (cli.folder / "conf" / "model").mkdir()
     (cli.folder / "conf" / "model" / "plain.yaml").write_text(YAML)
-    return tiny.experiment(cli.folder, "teacher=plain", "hydra.run.dir=run")
+    return tiny.experiment(
+        cli.folder, "teacher=plain", "hydra.run.dir=run", "allow_targets=[mypkg]"
+    )
 
 
 @pytest.mark.slow

@@ -95,7 +95,9 @@ def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
             "config",
             "command_line",
             "parallel",
+            "targets",
             "task",
+            "trust",
         ),
     ):
         return

@@ -49,7 +49,9 @@ def test_values_that_fit_their_annotation(value: Any, hint: Any) -> None:
         ("odd", Literal["dataset", "ood"], "one of dataset, ood"),
         (-1, NonNegative, ">= 0"), (0, Positive, "> 0"), (0, Count, ">= 1"),
         (1.1, Fraction, "<= 1"), (1.5, Count, "a whole number"), ("a", Positive, "a number"),
-        ([1, [2]], list[list[int]], "a list"),
+        ([1, [2]], list[list[int]], "a list"), (10**400, int, "2**63"), (10**400, float, "2**63"),
+        (10**400, Count, "2**63"), (float("nan"), Positive, "finite"),
+        ({}, Callable[..., int], "_target_"), (3, dict, "a section"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit_are_told_in_words(value: Any, hint: Any, words: str) -> None:
@@ -90,20 +92,20 @@ def widget(**settings: Any) -> DictConfig:
     return OmegaConf.create({"_target_": f"{HERE}.Widget", "width": 3} | settings)
 
 
-def complaint(node: Any, path: str = "part", kind: str = "dataset") -> str:
+def complaint(node: Any, path: str = "part", kind: str = "part") -> str:
     with pytest.raises(UserError) as caught:
         check_node(node, path, kind)
     return str(caught.value)
 
 
 def test_a_section_that_can_be_built_passes() -> None:
-    check_node(widget(height=2, colour="blue", sizes=[1, 2]), "part", "dataset")
+    check_node(widget(height=2, colour="blue", sizes=[1, 2]), "part", "part")
     anything = OmegaConf.create({"_target_": f"{HERE}.Anything", "whatever": 3})
-    check_node(anything, "part", "dataset")
+    check_node(anything, "part", "part")
 
 
 def test_names_that_annotate_are_not_arguments() -> None:
-    check_node(widget(name="mine", checkpoint=None, features=["a"]), "part", "model")
+    check_node(widget(name="mine", checkpoint=None, features=["a"]), "part", "part")
 
 
 def test_a_misspelt_key_is_told_with_its_place_the_nearest_and_all_that_is_accepted() -> None:
@@ -153,9 +155,9 @@ class Holder:
 def test_nested_sections_are_checked_too() -> None:
     """Whatever their key is called: users' models and methods have parts of their own."""
     node = {"_target_": f"{HERE}.Holder", "widget": {"_target_": f"{HERE}.Widget", "width": 3}}
-    check_node(OmegaConf.create(node), "part", "model")
+    check_node(OmegaConf.create(node), "part", "part")
     node["widget"] |= {"heigth": 1}  # type: ignore[operator]
-    assert "part.widget.heigth" in complaint(OmegaConf.create(node), kind="model")
+    assert "part.widget.heigth" in complaint(OmegaConf.create(node), kind="part")
 
 
 # ------------------------------------------------------------------------------------ whole config
@@ -192,6 +194,21 @@ def hydra_compose() -> Iterator[Compose]:
         ("tracker.project=3", "tracker.project must be a text"),
         ("players.student.optimizer.lr=abc", "players.student.optimizer.lr"),
         ("players.student=3", "players.student"),
+        ("players=3", "players must have a section"),
+        ("dataset.recipe=3", "dataset.recipe must be a section"),
+        ("dataset.recipe.lr=-1", "dataset.recipe.lr must be >= 0, got -1"),
+        ("+dataset.recipe.epoch=3", "did you mean epochs?"),
+        ("student.name=3", "student.name must be a text, got 3"),
+        ("teacher.checkpoint=0.5", "teacher.checkpoint must be a text"),
+        ("student.features=3", "student.features must be a list"),
+        ("~ood.reader._target_", "ood.reader must be a section with a _target_"),
+        ("ood.reader._partial_=3", "ood.reader._partial_ must be true or false"),
+        ("seed=${nowhere}", "nowhere"),
+        ("student._target_=torch.optim.SGD", "no model"),
+        ("~method.name", "method.name is missing"),
+        ("~device", "device is missing"),
+        ("method._target_=torch.nn.Linear", "no method"),
+        ("ood.reader._target_=torchvision.models.resnet18", "no reader"),
     ],
 )
 def test_settings_that_cannot_be_meant(hydra_compose: Compose, override: str, words: str) -> None:
@@ -230,7 +247,7 @@ def test_a_methods_signature_says_what_it_needs(
 WATCHED = [
     "train.eval_every=7", "train.checkpoint_every=7", "train.log_every=7",
     "train.eval_batch_size=7", "tracker=none", "force=true", "device=cpu",
-    "teacher_missing=error", "dataset.max_broken=0.5", "ood.max_broken=0",
+    "teacher_missing=error", "allow_targets=[timm]", "dataset.max_broken=0.5", "ood.max_broken=0",
 ]  # fmt: skip
 COMPUTED = [
     "seed=1", "train.steps=7", "train.epochs=7", "train.batch_size=7", "train.precision=fp32",
