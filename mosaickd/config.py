@@ -256,11 +256,12 @@ def check_node(node: Any, path: str, kind: str) -> None:
     expected = KINDS.get(kind)
     if expected and inspect.isclass(target) and not _is_kind(target, expected):
         raise UserError(f"{path}._target_: {node._target_} is no {kind}: no {expected}")
-    if kind == "reader" and (lacking := supplied - set(signature.parameters)):
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    lacking = supplied - set(signature.parameters) - {"max_broken"}  # it may do without
+    if kind == "reader" and lacking:
         raise UserError(
             f"{path}._target_: {node._target_} is no reader: it does not take {sorted(lacking)}"
         )
-    accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = [
         name
         for name, p in signature.parameters.items()
