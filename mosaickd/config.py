@@ -158,8 +158,13 @@ def validate(cfg: DictConfig) -> None:
 
 
 def _validate(cfg: DictConfig) -> None:
-    content = plain(cfg)
-    check_targets(content, content.get("allow_targets", []))
+    # All but `cell`, a text made of the names of parts that may be missing, which is told below.
+    content = {key: cfg[key] for key in cfg if key != "cell"}
+    resolved = {
+        key: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+        for key, part in content.items()
+    }
+    check_targets(resolved, cfg.get("allow_targets", []))
     _check_overrides(cfg)
     _check_root(cfg)
     check_node(cfg.method, "method", "method")

@@ -58,7 +58,7 @@ def check_targets(content: Any, allowed: Sequence[str]) -> None:
     """
     found = list(targets_in(content))
     for path, name in found:
-        check_name(path, name, allowed)
+        _check_name(path, name, allowed)
     for path, name in found:
         _check_thing(path, name, resolve(name, path), allowed)
 
@@ -84,7 +84,7 @@ def targets_in(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
         raise UserError(f"{path} must not hold ${{ once it is resolved, got {content!r}")
 
 
-def check_name(path: str, name: str, allowed: Sequence[str]) -> None:
+def _check_name(path: str, name: str, allowed: Sequence[str]) -> None:
     """Refuse a name by its look; nothing is imported."""
     package = name.partition(".")[0]
     if package in allowed:

@@ -19,7 +19,7 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf
 
 from mosaickd.errors import UserError
-from mosaickd.targets import targets_in
+from mosaickd.targets import check_targets, targets_in
 
 CALLBACKS = {"mosaickd.command_line.SweepSummary", "mosaickd.parallel.SideBySide"}
 LOGGING = {
@@ -79,6 +79,8 @@ def _check_logging(cfg: DictConfig, section: str, allowed: Sequence[str]) -> Non
     """Python's logging calls what stands under `class` and `()`, and imports what ext:// names."""
     for path, value in _leaves(_content(cfg, section, resolve=False), section):
         key, text = path.rpartition(".")[2], str(value)
+        if ".." in path:  # a handler's attributes stand under `.`
+            raise UserError(f"{path} can't be set from a config")
         if key in ("class", "()") or (text.startswith("ext://") and text not in STREAMS):
             if text not in LOGGING:
                 _check_allowed(path, text.removeprefix("ext://"), "no plain handler", allowed)
@@ -132,6 +134,7 @@ def _check_allowed(path: str, name: str, what: str, allowed: Sequence[str]) -> N
             f"{path}: {name} is {what}; if you trust the package: "
             f"allow_targets=[{','.join([*allowed, package])}]"
         )
+    check_targets({path: {"_target_": name}}, allowed)  # the package's own, or what it imports?
 
 
 def _content(cfg: DictConfig, path: str, resolve: bool = True) -> Any:

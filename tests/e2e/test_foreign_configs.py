@@ -139,6 +139,10 @@ HOSTILE = {
         "hydra: {job_logging: {handlers: {file: {filename: marker}}}}",
         ["hydra.job_logging.handlers.file.filename", "run's folder"],
     ),
+    "a log elsewhere, by and by": (
+        "hydra: {job_logging: {handlers: {file: {delay: true, .: {baseFilename: marker}}}}}",
+        ["hydra.job_logging.handlers.file", "baseFilename"],
+    ),
     "a sweep's handler": (
         "hydra: {mode: MULTIRUN, hydra_logging: {handlers: {console: {(): evil.run}}}}",
         ["hydra.hydra_logging.handlers.console.()", "evil"],
@@ -209,6 +213,14 @@ def test_the_primary_config_stays_ours(forked: Forked) -> None:
     (forked.folder / "config.pickle").write_bytes(b"cevil\nrun\n.")
     outcome = forked.start("--experimental-rerun=config.pickle", before=own_packages).wait()
     assert_refused(outcome, forked.folder, "pickled code")
+
+
+def test_trust_in_a_package_is_none_in_what_it_imports(forked: Forked) -> None:
+    content = "hydra: {callbacks: {mine: {_target_: evil.pathlib.Path}}}"
+    arguments = [*write(forked.folder, "theirs", content), "experiment=theirs"]
+    outcome = forked.start(*arguments, "allow_targets=[evil]", before=own_packages).wait()
+    assert outcome.code == 1, outcome.text
+    assert "evil.pathlib.Path is from pathlib, and that is not from mosaickd" in outcome.err
 
 
 @pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["run", "sweep"])

@@ -26,7 +26,7 @@ from conftest import REPO, Cli, Outcome, Tiny, new_cli, stop
 from forked import Forked
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mosaickd.command_line import GROUPS, choices_of
 from mosaickd.models.weights import save_weights
@@ -50,6 +50,36 @@ NUMBERS = [
     *("0.0", "-0.0", "0.5", "1e-30", "1e30", "1e308", "1e400", "-1e400", "nan", "inf", "-inf"),
 ]
 USUAL = ["1", "2", "3", "5", "16", "17", "100", "0.1", "0.5", "1.5", "true", "false", "null"]
+PLAUSIBLE = {
+    bool: ["true", "false"],
+    int: ["0", "1", "2", "3", "4", "5", "8", "10", "15", "16", "17", "24", "32", "64", "1000"],
+    float: ["0", "1", "-1", "0.001", "0.5", "0.999", "1.5", "20", "1e-9", "1e9", "1e30"],
+    ListConfig: [
+        "[]",
+        "[0]",
+        "[1]",
+        "[0,1]",
+        "[1,0]",
+        "[0.5,0.5,0.5]",
+        "[0.1,2]",
+        "[a]",
+        "[conv1]",
+    ],
+    str: [
+        "a",
+        "auto",
+        "cpu",
+        "fp32",
+        "bf16",
+        "ood",
+        "dataset",
+        "letters",
+        "strokes",
+        "a b",
+        "1",
+        "fc",
+    ],
+}
 TEXTS = [
     *("", "''", '""', "' '", "null", "true", "false", "no", "None", "a", "a b", "ä", "名前", "🙂"),
     *(
@@ -188,10 +218,15 @@ def dotted(node: DictConfig, path: str = "") -> Iterator[str]:
 
 
 @cache
+def config_of(method: str) -> DictConfig:
+    with composing():
+        return composed(f"method={method}", "dataset=letters", "ood=strokes")
+
+
+@cache
 def settings_of(method: str) -> tuple[list[str], list[str]]:
     """What can be said of a run, and of Hydra."""
-    with composing():
-        found = sorted(dotted(composed(f"method={method}", "dataset=letters", "ood=strokes")))
+    found = sorted(dotted(config_of(method)))
     hydras = [key for key in found if key.startswith("hydra.") and not key.startswith(LEFT)]
     return [key for key in found if not key.startswith("hydra")], hydras
 
@@ -216,6 +251,13 @@ class Editor:
         if pool:
             return self.random.choice(pool)
         return "".join(self.random.choices(CHARACTERS, k=self.random.randint(1, 12)))
+
+    def plausible(self) -> str:
+        """Another value of the same type, so that most are found wrong late, or not at all."""
+        key = self.random.choice(settings_of(self.method)[0])
+        present = OmegaConf.select(config_of(self.method), key, throw_on_missing=False)
+        pool = PLAUSIBLE.get(type(present), USUAL)
+        return f"{key}={self.random.choice(pool)}"
 
     def misspelt(self) -> str:
         key = self.key()
@@ -243,7 +285,7 @@ class Editor:
         forms = [
             (8, f"{key}={value}"),
             (4, f"{key}={self.random.choice(NUMBERS)}"),
-            (8, f"{key}={self.random.choice(USUAL)}"),
+            (20, self.plausible()),
             (2, f"++{key}={value}"),
             (1, f"+{key}={value}"),
             (1, f"{self.random.choice(['', '+', '++'])}{key}.{self.key()}={value}"),
