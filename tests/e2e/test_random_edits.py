@@ -32,7 +32,7 @@ from mosaickd.command_line import GROUPS, choices_of
 from mosaickd.models.weights import save_weights
 from mosaickd.models.wresnet import WideResNet
 
-STARTED = 77  # the exit code of a run that has reached its first iteration
+STARTED = 77  # the exit code of a run that has played its first iteration
 LIMIT = 30.0  # seconds that no edit may take
 MEMORY = 4 << 30  # bytes that a run may ask for beyond what its imports did
 LONGEST = 1500  # characters of a message
@@ -311,15 +311,17 @@ class Editor:
 # ------------------------------------------------------------------------------------ playing them
 
 
-def stop_at_the_first_iteration() -> None:
-    """In the process of a command: no iterations, and no more memory than a laptop has."""
+def stop_after_the_first_iteration() -> None:
+    """In the process of a command: one iteration, and no more memory than a laptop has."""
     from mosaickd.engine.loop import Loop
 
-    def fit(self: Loop) -> None:
-        self.resume()
+    play = Loop.play
+
+    def once(self: Loop) -> None:
+        play(self)
         sys.exit(STARTED)
 
-    Loop.fit = fit  # type: ignore[assignment, method-assign]
+    Loop.play = once  # type: ignore[method-assign]
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
@@ -366,7 +368,9 @@ class Playground:
         self.forked.folder = work
         before = seen_from(self.cli.folder)
         try:
-            outcome = self.forked.start(*arguments, before=stop_at_the_first_iteration).wait(LIMIT)
+            outcome = self.forked.start(*arguments, before=stop_after_the_first_iteration).wait(
+                LIMIT
+            )
             said = complaint(outcome, arguments)
         except TimeoutError as error:
             outcome, said = None, f"{error}"
