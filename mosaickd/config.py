@@ -52,6 +52,9 @@ KINDS = {
     **dict.fromkeys(("model", "generator", "discriminator"), "torch.nn.Module"),
 }
 
+#: How many arguments it is called with by position.
+POSITIONAL = {"optimizer": 1, "schedule": 2}
+
 #: What the launcher adds when it builds a node, beyond what the YAML says.
 SUPPLIED = {
     "dataset": set[str](),
@@ -265,6 +268,9 @@ def check_node(node: Any, path: str, kind: str) -> None:
         raise UserError(
             f"{path}._target_: {node._target_} is no reader: it does not take {sorted(lacking)}"
         )
+    places = [p.kind for p in signature.parameters.values() if p.kind < p.KEYWORD_ONLY]
+    if len(places) < POSITIONAL.get(kind, 0) and inspect.Parameter.VAR_POSITIONAL not in places:
+        raise UserError(f"{path}._target_: {node._target_} is no {kind}")
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = [
         name

@@ -322,6 +322,7 @@ def stop_after_the_first_iteration() -> None:
         sys.exit(STARTED)
 
     Loop.play = once  # type: ignore[method-assign]
+    torch._dynamo.config.disable = True  # compiling takes longer than the limit
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
@@ -447,12 +448,12 @@ def play_some(playground: Playground, count: int, *, same: bool) -> None:
     playing()
     print(f"{sum(playground.outcomes.values())} edited commands: {dict(playground.outcomes)}")
     assert not playground.wrong, "\n\n".join(playground.wrong[:5])
-    assert playground.outcomes["started"] >= count // 50
+    assert playground.outcomes["started"] >= count // 24
     assert playground.outcomes["refused"] >= count // 3
 
 
 def test_some_edits(playground: Playground) -> None:
-    play_some(playground, 30, same=True)
+    play_some(playground, 24, same=True)
 
 
 @pytest.mark.slow

@@ -205,6 +205,8 @@ def hydra_compose() -> Iterator[Compose]:
         ("ood.reader._partial_=3", "ood.reader._partial_ must be true or false"),
         ("seed=${nowhere}", "nowhere"),
         ("student._target_=torch.optim.SGD", "no model"),
+        ("players.student.schedule._target_=torchvision.models.resnet18", "no schedule"),
+        ("players.student.optimizer._target_=torchvision.models.resnet18", "no optimizer"),
         ("~method.name", "method.name is missing"),
         ("~device", "device is missing"),
         ("method._target_=torch.nn.Linear", "no method"),
