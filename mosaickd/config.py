@@ -44,13 +44,17 @@ ANNOTATIONS: dict[str, Any] = {
 }
 RECIPE = {"epochs": Count, "batch_size": Count, "lr": NonNegative, "weight_decay": NonNegative}
 
-#: What a section builds, where it names a class.
+#: What a section builds.
 KINDS = {
     "dataset": "mosaickd.data.source.Source",
     "method": "mosaickd.methods.base.Method",
+    "tracker": "mosaickd.engine.trackers.Tracker",
     "optimizer": "torch.optim.Optimizer",
     **dict.fromkeys(("model", "generator", "discriminator"), "torch.nn.Module"),
 }
+
+#: What no function may make: what is asked of these is read off the class.
+CLASSES = {"dataset", "method", "tracker"}
 
 #: How many arguments it is called with by position.
 POSITIONAL = {"optimizer": 1, "schedule": 2}
@@ -262,7 +266,7 @@ def check_node(node: Any, path: str, kind: str) -> None:
     hints = _hints(target)
     supplied = SUPPLIED.get(kind, set())
     expected = KINDS.get(kind)
-    if expected and inspect.isclass(target) and not _is_kind(target, expected):
+    if expected and not _is_kind(target, expected, or_makes_one=kind not in CLASSES):
         raise UserError(f"{path}._target_: {node._target_} is no {kind}: no {expected}")
     if kind == "reader" and (lacking := supplied - set(signature.parameters)):
         raise UserError(
@@ -349,10 +353,10 @@ def _target(node: Any, path: str) -> Callable[..., Any]:
     return resolve(node._target_, f"{path}._target_")
 
 
-def _is_kind(thing: type, expected: str) -> bool:
+def _is_kind(thing: Any, expected: str, or_makes_one: bool) -> bool:
     kind = resolve(expected, "")
     assert inspect.isclass(kind)
-    return issubclass(thing, kind)
+    return issubclass(thing, kind) if inspect.isclass(thing) else or_makes_one
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import netrc
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_json
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What the loop asks of a tracker."""
 

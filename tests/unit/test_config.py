@@ -207,6 +207,8 @@ def hydra_compose() -> Iterator[Compose]:
         ("student._target_=torch.optim.SGD", "no model"),
         ("players.student.schedule._target_=torchvision.models.resnet18", "no schedule"),
         ("players.student.optimizer._target_=torchvision.models.resnet18", "no optimizer"),
+        ("tracker._target_=torch.nn.Identity", "no tracker"),
+        ("tracker._target_=torchvision.models.resnet18", "no tracker"),
         ("~method.name", "method.name is missing"),
         ("~device", "device is missing"),
         ("method._target_=torch.nn.Linear", "no method"),
