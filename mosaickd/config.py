@@ -50,6 +50,7 @@ KINDS = {
     "method": "mosaickd.methods.base.Method",
     "tracker": "mosaickd.engine.trackers.Tracker",
     "optimizer": "torch.optim.Optimizer",
+    "schedule": "torch.optim.lr_scheduler.LRScheduler",
     **dict.fromkeys(("model", "generator", "discriminator"), "torch.nn.Module"),
 }
 

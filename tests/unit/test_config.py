@@ -208,6 +208,7 @@ def hydra_compose() -> Iterator[Compose]:
         ("players.student.schedule._target_=torchvision.models.resnet18", "no schedule"),
         ("players.student.optimizer._target_=torchvision.models.resnet18", "no optimizer"),
         ("tracker._target_=torch.nn.Identity", "no tracker"),
+        ("players.student.schedule._target_=torch.nn.Identity", "no schedule"),
         ("tracker._target_=torchvision.models.resnet18", "no tracker"),
         ("~method.name", "method.name is missing"),
         ("~device", "device is missing"),
