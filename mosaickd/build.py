@@ -74,14 +74,17 @@ def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Play
     for name, module in method.players.items():
         if name not in (cfg.players or {}):
             raise UserError(f"players.{name} is missing: method={cfg.method.name} has one")
-        players[name] = Player(
-            module,
-            instantiate(cfg.players[name].optimizer, _convert_="all"),
-            instantiate(cfg.players[name].schedule, _convert_="all"),
-            steps=method.iterations(name, steps),
-            clip=cfg.train.clip,
-            capturable=cfg.train.cuda_graph,
-        )
+        try:
+            players[name] = Player(
+                module,
+                instantiate(cfg.players[name].optimizer, _convert_="all"),
+                instantiate(cfg.players[name].schedule, _convert_="all"),
+                steps=method.iterations(name, steps),
+                clip=cfg.train.clip,
+                capturable=cfg.train.cuda_graph,
+            )
+        except UNFIT as error:  # a module without weights, more weights than memory
+            raise UserError(f"players.{name}: {said(error)}") from error
     return players
 
 

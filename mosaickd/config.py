@@ -44,13 +44,21 @@ ANNOTATIONS: dict[str, Any] = {
 }
 RECIPE = {"epochs": Count, "batch_size": Count, "lr": NonNegative, "weight_decay": NonNegative}
 
-#: What a section builds, where it names a class.
+#: What a section builds.
 KINDS = {
     "dataset": "mosaickd.data.source.Source",
     "method": "mosaickd.methods.base.Method",
+    "tracker": "mosaickd.engine.trackers.Tracker",
     "optimizer": "torch.optim.Optimizer",
+    "schedule": "torch.optim.lr_scheduler.LRScheduler",
     **dict.fromkeys(("model", "generator", "discriminator"), "torch.nn.Module"),
 }
+
+#: What no function may make: what is asked of these is read off the class.
+CLASSES = {"dataset", "method", "tracker"}
+
+#: How many arguments it is called with by position.
+POSITIONAL = {"optimizer": 1, "schedule": 2}
 
 #: What the launcher adds when it builds a node, beyond what the YAML says.
 SUPPLIED = {
@@ -259,7 +267,7 @@ def check_node(node: Any, path: str, kind: str) -> None:
     hints = _hints(target)
     supplied = SUPPLIED.get(kind, set())
     expected = KINDS.get(kind)
-    if expected and inspect.isclass(target) and not _is_kind(target, expected):
+    if expected and not _is_kind(target, expected, or_makes_one=kind not in CLASSES):
         raise UserError(f"{path}._target_: {node._target_} is no {kind}: no {expected}")
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     lacking = supplied - set(signature.parameters) - {"max_broken"}  # it may do without
@@ -267,6 +275,9 @@ def check_node(node: Any, path: str, kind: str) -> None:
         raise UserError(
             f"{path}._target_: {node._target_} is no reader: it does not take {sorted(lacking)}"
         )
+    places = [p.kind for p in signature.parameters.values() if p.kind < p.KEYWORD_ONLY]
+    if len(places) < POSITIONAL.get(kind, 0) and inspect.Parameter.VAR_POSITIONAL not in places:
+        raise UserError(f"{path}._target_: {node._target_} is no {kind}")
     accepted = [
         name
         for name, p in signature.parameters.items()
@@ -344,10 +355,10 @@ def _target(node: Any, path: str) -> Callable[..., Any]:
     return resolve(node._target_, f"{path}._target_")
 
 
-def _is_kind(thing: type, expected: str) -> bool:
+def _is_kind(thing: Any, expected: str, or_makes_one: bool) -> bool:
     kind = resolve(expected, "")
     assert inspect.isclass(kind)
-    return issubclass(thing, kind)
+    return issubclass(thing, kind) if inspect.isclass(thing) else or_makes_one
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

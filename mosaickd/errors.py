@@ -19,7 +19,7 @@ class UserError(ValueError):
         return shortened(super().__str__())
 
 
-def shortened(message: str, longest: int = 1400) -> str:
+def shortened(message: str, longest: int = 3000) -> str:
     """A message that fits on a screen, whatever value it repeats."""
     if len(message) <= longest:
         return message

@@ -44,7 +44,7 @@ def write_atomically(
             with suppress(OSError):  # a disk that can't be written; the owner removes it later
                 os.unlink(temporary)
         if isinstance(error, OSError) and error.filename in (None, temporary):
-            error.filename, error.filename2 = str(path), None  # a full disk names no file
+            error.filename = str(path)  # a full disk names no file
         raise
 
 

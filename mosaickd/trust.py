@@ -90,6 +90,9 @@ def _check_logging(cfg: DictConfig, section: str, allowed: Sequence[str]) -> Non
                     f"{path} must be a .log in the run's folder, "
                     f"${{hydra.runtime.output_dir}}/NAME.log, got {text!r}"
                 )
+        elif key == "stream":
+            if value is not None and text not in STREAMS:
+                raise UserError(f"{path} must be one of {', '.join(sorted(STREAMS))}, got {text!r}")
         elif "${" in text:
             raise UserError(f"{path} must not refer to another setting, got {text!r}")
 

@@ -86,8 +86,8 @@ def read(
             f"reader.{split}_images of {alphabet} must be at least 1 and at most 1000000, "
             f"got {count}"
         )
-    if image_size > 512:
-        raise UserError(f"image_size of {alphabet} must be at most 512, got {image_size}")
+    if image_size > 256:
+        raise UserError(f"image_size of {alphabet} must be at most 256, got {image_size}")
     names = list(ALPHABETS[alphabet].values())
     name = f"{alphabet}-{split}-{count}-{image_size}px-seed{seed}-v{VERSION}.npz"
     images, labels = _cached(root / name, alphabet, split, count, image_size, seed)

@@ -15,7 +15,7 @@ import threading
 import uuid
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mosaickd.bounds import Positive
 from mosaickd.errors import UserError
@@ -30,6 +30,7 @@ BACKLOG = 10_000  # records that W&B may be behind
 COMPLAINT = re.compile(r"^(?:wandb: (?:WARNING|ERROR) |(?=panic: ))(.*?)\.?$", re.MULTILINE)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What the loop asks of a tracker."""
 

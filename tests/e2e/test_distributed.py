@@ -58,7 +58,12 @@ def assert_same_student(cli: Cli, one: str, other: str) -> None:
 @pytest.fixture
 def overrides(tiny: Tiny) -> Callable[..., list[str]]:
     def build(folder: str, steps: int = 12, *more: str) -> list[str]:
-        length = ["train.epochs=null", f"train.steps={steps}", "train.checkpoint_every=3"]
+        length = [
+            "train.precision=fp32",
+            "train.epochs=null",
+            f"train.steps={steps}",
+            "train.checkpoint_every=3",
+        ]
         watched = ["train.eval_every=6", "train.log_every=1", f"hydra.run.dir={folder}"]
         return tiny.mosaic(*length, *watched, *more)
 

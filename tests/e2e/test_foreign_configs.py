@@ -1,6 +1,6 @@
 """YAML files from elsewhere: they choose settings, not code.
 
-Each file below would make `marker` if what it names were called, or its module only imported.
+Most files below would make `marker` if what they name were called, or its module only imported.
 """
 
 from __future__ import annotations
@@ -162,6 +162,15 @@ HOSTILE = {
 }
 
 
+#: One of each kind; the others take longer than they tell.
+QUICK = {
+    *("a reader", "a section from a text that is resolved twice", "what its modules import"),
+    *("trust in itself", "trust in itself, as if it were typed", "trust in itself, from a sweep"),
+    *("a callback", "a handler", "a log elsewhere", "a cluster's commands", "an environment"),
+}
+assert HOSTILE.keys() >= QUICK
+
+
 @pytest.fixture
 def forked(cli: Cli) -> Forked:
     (cli.folder / "evil.py").write_text(EVIL)
@@ -189,7 +198,10 @@ def assert_refused(outcome: Outcome, folder: Path, *words: str) -> None:
     assert not (folder / "marker").exists()
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in HOSTILE],
+)
 def test_a_yaml_chooses_no_code(forked: Forked, name: str) -> None:
     content, words = HOSTILE[name]
     arguments = write(forked.folder, "theirs", content)

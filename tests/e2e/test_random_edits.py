@@ -32,10 +32,10 @@ from mosaickd.command_line import GROUPS, choices_of
 from mosaickd.models.weights import save_weights
 from mosaickd.models.wresnet import WideResNet
 
-STARTED = 77  # the exit code of a run that has reached its first iteration
+STARTED = 77  # the exit code of a run that has played its first iteration
 LIMIT = 30.0  # seconds that no edit may take
 MEMORY = 4 << 30  # bytes that a run may ask for beyond what its imports did
-LONGEST = 1500  # characters of a message
+LONGEST = 3200  # characters of a message
 
 METHODS = [
     *("balanced", "crd", "dafl", "deepinv", "dfq", "fitnet"),
@@ -311,15 +311,18 @@ class Editor:
 # ------------------------------------------------------------------------------------ playing them
 
 
-def stop_at_the_first_iteration() -> None:
-    """In the process of a command: no iterations, and no more memory than a laptop has."""
+def stop_after_the_first_iteration() -> None:
+    """In the process of a command: one iteration, and no more memory than a laptop has."""
     from mosaickd.engine.loop import Loop
 
-    def fit(self: Loop) -> None:
-        self.resume()
+    play = Loop.play
+
+    def once(self: Loop) -> None:
+        play(self)
         sys.exit(STARTED)
 
-    Loop.fit = fit  # type: ignore[assignment, method-assign]
+    Loop.play = once  # type: ignore[method-assign]
+    torch._dynamo.config.disable = True  # compiling takes longer than the limit
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
@@ -366,7 +369,9 @@ class Playground:
         self.forked.folder = work
         before = seen_from(self.cli.folder)
         try:
-            outcome = self.forked.start(*arguments, before=stop_at_the_first_iteration).wait(LIMIT)
+            outcome = self.forked.start(*arguments, before=stop_after_the_first_iteration).wait(
+                LIMIT
+            )
             said = complaint(outcome, arguments)
         except TimeoutError as error:
             outcome, said = None, f"{error}"
@@ -443,12 +448,12 @@ def play_some(playground: Playground, count: int, *, same: bool) -> None:
     playing()
     print(f"{sum(playground.outcomes.values())} edited commands: {dict(playground.outcomes)}")
     assert not playground.wrong, "\n\n".join(playground.wrong[:5])
-    assert playground.outcomes["started"] >= count // 50
+    assert playground.outcomes["started"] >= count // 24
     assert playground.outcomes["refused"] >= count // 3
 
 
 def test_some_edits(playground: Playground) -> None:
-    play_some(playground, 30, same=True)
+    play_some(playground, 12, same=True)
 
 
 @pytest.mark.slow

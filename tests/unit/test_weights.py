@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -68,7 +69,7 @@ def test_saving_fails_without_harm_to_the_old_file(
     save_weights({"a": torch.zeros(3)}, path, {"step": 1})
 
     def full_disk(_descriptor: int) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
