@@ -53,6 +53,8 @@ def build(node: DictConfig, **supplied: Any) -> Any:
 
 def said(error: Exception) -> str:
     """What an error of foreign code says, on one line."""
+    if isinstance(error, UserError):
+        return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

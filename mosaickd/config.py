@@ -195,6 +195,10 @@ def _validate(cfg: DictConfig) -> None:
             raise UserError(f"dataset.recipe.{key} {problem}, got {value!r}")
     for part in needs(cfg) & {"generator", "discriminator"}:
         check_node(cfg[part], part, part)
+    if "latents" in needs(cfg) and (
+        problem := violation((cfg.generator or {}).get("latent_dim"), Count)
+    ):
+        raise UserError(f"generator.latent_dim {problem}: method={cfg.method.name} draws the noise")
     if cfg.student.get("checkpoint") is not None:
         raise UserError(
             "student.checkpoint has no effect: a student starts from random weights. "

@@ -207,6 +207,7 @@ def hydra_compose() -> Iterator[Compose]:
         ("student._target_=torch.optim.SGD", "no model"),
         ("players.student.schedule._target_=torchvision.models.resnet18", "no schedule"),
         ("players.student.optimizer._target_=torchvision.models.resnet18", "no optimizer"),
+        ("~generator.latent_dim", "generator.latent_dim must be a whole number"),
         ("tracker._target_=torch.nn.Identity", "no tracker"),
         ("players.student.schedule._target_=torch.nn.Identity", "no schedule"),
         ("tracker._target_=torchvision.models.resnet18", "no tracker"),
