@@ -109,6 +109,7 @@ def test_two_joblib_commands_share_a_sweep(cli: Cli, tiny: Tiny) -> None:
         assert steps == [1, 4], "logged once, by one process"
 
 
+@pytest.mark.slow
 def test_submitit_runs_all_cells(cli: Cli, tiny: Tiny) -> None:
     outcome = cli(*sweep(cli, tiny, *SUBMITIT, "seed=0,1"))
     assert statuses(cli) == {"seed0-16": "finished", "seed1-16": "finished"}

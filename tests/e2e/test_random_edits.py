@@ -456,7 +456,7 @@ def play_some(playground: Playground, count: int, *, same: bool) -> None:
 
 
 def test_some_edits(playground: Playground) -> None:
-    play_some(playground, 12, same=True)
+    play_some(playground, 6, same=True)
 
 
 @pytest.mark.slow

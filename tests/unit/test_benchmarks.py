@@ -55,6 +55,7 @@ def test_flops_and_traffic_of_a_convolution_are_those_counted_by_hand() -> None:
     assert gradient.bytes == 4 * floats, "reads images and gradient, writes the weights' gradient"
 
 
+@pytest.mark.slow
 def test_work_without_computing_is_the_work_of_computing() -> None:
     cfg = compose_config(TINY)
     counted = cost.work(cfg, 24, 1e12, 1e11)

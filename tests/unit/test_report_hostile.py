@@ -53,7 +53,7 @@ def answered(*arguments: object) -> str:
     return out.getvalue() + err.getvalue()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     changes=st.dictionaries(st.sampled_from(KEYS), ODD, max_size=3),
     inner=st.dictionaries(st.sampled_from(INNER), ODD, max_size=2),
