@@ -84,7 +84,8 @@ def test_two_processes_play_one_run(cli: Cli, overrides: Callable[..., list[str]
     cli(*overrides("one", 4, whole))
     one = [line["losses"] for line in metrics(cli.folder / "one") if "losses" in line]
     assert len(one) == len(two) == 4, "and only it writes"
-    assert two[0] == pytest.approx(one[0], rel=1e-4)
+    # A processor with AVX512 rounds convolutions of another batch size 2e-4 apart.
+    assert two[0] == pytest.approx(one[0], rel=1e-3)
     assert two[2] == pytest.approx(one[2], rel=2e-2), "roundings grow from step to step"
 
     again = done(torchrun(cli, *overrides("two", 4, whole)))
