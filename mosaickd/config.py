@@ -75,7 +75,7 @@ SUPPLIED = {
     },
     "optimizer": {"params"},
     "schedule": {"optimizer", "steps"},
-    "tracker": {"folder", "settings", "run_name", "group"},
+    "tracker": {"run"},
 }
 
 #: Settings of `train` that say how a run is watched, not what it computes.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from mosaickd import config, teachers
+from mosaickd import config, teachers, vocabulary
 from mosaickd.build import (
     build,
     build_players,
@@ -33,21 +33,23 @@ from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.game import Game, Played
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.engine.loop import Loop, Progression, peak_memory_mb
+from mosaickd.engine.loop import PER_CLASS, Loop, Progression, peak_memory_mb
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
-from mosaickd.engine.trackers import NoTracker, Tracker
+from mosaickd.engine.trackers import NoTracker, Tracked, Tracker
 from mosaickd.errors import UserError
-from mosaickd.files import write_atomically
+from mosaickd.files import read_json, write_atomically
 from mosaickd.gallery import Gallery
 from mosaickd.locks import check_owned, owned
 from mosaickd.methods.base import Latents
 from mosaickd.models.weights import save_weights, weights_digest
 from mosaickd.parts import Parts
+from mosaickd.run_folder import keep_result
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 100  # images a grid
+MOST_COUNTED = 1000  # synthetic images whose classes are counted, where there are many classes
 
 #: What result.json and each checkpoint say of where a run's numbers come from.
 PROVENANCE = ("config_hash", "code", "data_fingerprint", "teacher_fingerprint")
@@ -142,16 +144,13 @@ class Fit:
         if cfg.train.cuda_graph:
             iterate = CapturedGame(game, dealer, self.parts.generators)
         every = cfg.train.eval_every or epoch or steps
-        draw_samples = self.sample_grids()
-        about: dict[str, Any] = {
-            "folder": self.folder,
-            "settings": plain(cfg),
-            "run_name": self.title,
-            "group": self.group,
-        }
-        tracker: Tracker = NoTracker(**about)
+        look = self.sample_grids()
+        about = self.tracked()
+        tracker: Tracker = NoTracker(run=about)
         if distribution.is_first():
-            tracker = build(cfg.tracker, **about)
+            tracker = build(cfg.tracker, run=about)
+            result |= {"status": "running", "total_steps": steps}
+            keep_result(self.folder, result)
         loop = Loop(
             game=game,
             dealer=dealer,
@@ -170,7 +169,8 @@ class Fit:
             stateful=self.parts.stateful,
             private={**self.parts.private, "torch": TorchRandom()},
             provenance={key: result[key] for key in PROVENANCE},
-            draw_samples=draw_samples,
+            classes=self.gallery.test.classes,
+            look=look,
             on_best=self.save_best,
             iterate=iterate,
         )
@@ -182,7 +182,10 @@ class Fit:
             metadata = {"model": cfg.student.name, "accuracy": loop.at.accuracy["last"]}
             if distribution.is_first():
                 check_owned(self.folder)
-                save_weights(self.student, self.folder / "student.safetensors", metadata)
+                path = self.folder / "student.safetensors"
+                save_weights(self.student, path, metadata)
+                tracker.file(loop.at.step, "model", path)
+                self.show_classes(tracker)
             status = "finished"
         except Interrupted:
             status = "interrupted"
@@ -192,8 +195,8 @@ class Fit:
             result |= {"accuracy": at.accuracy, "steps": at.step, "seconds": round(at.seconds, 3)}
             result["memory_mb"] = round(peak_memory_mb(self.device))
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
-            summary = {"accuracy": at.accuracy, "teacher_accuracy": result["teacher_accuracy"]}
-            tracker.finish(status, summary)
+            result["status"] = status
+            tracker.finish(status, self.summary(at))
 
     def list_broken(self) -> None:
         """Say in the run's folder which images were left out because they can't be read."""
@@ -219,7 +222,7 @@ class Fit:
         """Fixed noise and fixed images, so that grids of different steps can be compared."""
         latents = chosen = None
         if "latents" in self.parts.wanted:
-            latents = Latents(self.parts.latents.dim, self.device, self.seed("samples"))(SAMPLES)
+            latents = Latents(self.parts.latents.dim, self.device, self.seed("samples"))
         for images in self.gallery.images.values():
             chosen = images.images[:: max(1, len(images) // SAMPLES)][:SAMPLES]
             chosen = self.parts.in_domain(chosen.float() / 255)
@@ -230,7 +233,47 @@ class Fit:
             latents=latents,
             images=chosen,
             autocast=self.autocast,
+            shown=SAMPLES,
+            counted=min(10 * len(self.gallery.test.classes), MOST_COUNTED),
         )
+
+    # ------------------------------------------------------------------------------ the tracker
+
+    def tracked(self) -> Tracked:
+        """The run as a tracker files it."""
+        r = self.result
+        images = [f"{r['ood']}-subset"] if r["ood_subset"] else [r["ood"]]
+        pair = f"{r['teacher']}-{r['student']}" if r["teacher"] else r["student"]
+        tags = [r["dataset"], *images, pair]
+        return Tracked(
+            folder=self.folder,
+            settings=plain(self.cfg),
+            name=self.title,
+            group=self.group,
+            job_type=r["method"],
+            tags=tuple(tag for tag in tags if tag),
+        )
+
+    def summary(self, at: Progression) -> dict[str, Any]:
+        """Last and best, whatever the last session of the run has logged."""
+        accuracy = at.accuracy
+        numbers = {
+            vocabulary.TOP1: accuracy["last"],
+            vocabulary.TOP5: accuracy["top5_last"],
+            vocabulary.BEST: accuracy["best"],
+            vocabulary.BEST_STEP: accuracy["best_step"],
+            vocabulary.TEACHER: self.result["teacher_accuracy"],
+        }
+        return {name: value for name, value in numbers.items() if value is not None}
+
+    def show_classes(self, tracker: Tracker) -> None:
+        """The last evaluation's accuracy, class by class."""
+        rows = [
+            [row["class"], row["images"], 100 * row["right"] / row["images"]]
+            for row in (read_json(self.folder / PER_CLASS) or {"classes": []})["classes"]
+            if row["images"]
+        ]
+        tracker.table(vocabulary.PER_CLASS, ["class", "test images", "accuracy"], rows)
 
     # ------------------------------------------------------------------------------ the teacher
 

@@ -40,7 +40,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweeping = hydra.mode == RunMode.MULTIRUN
-    group = hydra.runtime.choices.get("sweep") if sweeping else None
+    group = hydra.runtime.choices.get("sweep") or Path(hydra.sweep.dir).name if sweeping else None
     interruption = Interruption()
     try:
         distribution.begin()
@@ -129,6 +129,7 @@ def run(
         "accuracy": before.get("accuracy", Progression().accuracy),
         "teacher_accuracy": before.get("teacher_accuracy"),
         "steps": before.get("steps", 0),
+        "total_steps": before.get("total_steps"),
         "seconds": before.get("seconds", 0.0),
         "seconds_per_step": before.get("seconds_per_step"),
         "broken_images": before.get("broken_images", {}),
@@ -156,6 +157,8 @@ def run(
             log.exception("the run in %s failed", folder)
         raise
     finally:
+        if result["status"] == "running":
+            result["status"] = "failed"
         if distribution.is_first() and not isinstance(sys.exception(), Lost):
             run_folder.keep_result(folder, result)
     return result

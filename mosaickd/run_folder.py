@@ -26,7 +26,7 @@ HYDRA = ".hydra"
 PRODUCTS = (
     *("result.json", "student.safetensors", "checkpoints/last.pt", "checkpoints/previous.pt"),
     *("checkpoints/damaged.pt", "checkpoints/best.safetensors", "samples", "metrics.jsonl"),
-    *("config.json", "broken.txt", "teacher", "wandb", "wandb.json"),
+    *("per_class.json", "config.json", "broken.txt", "teacher", "wandb", "wandb.json"),
 )
 
 

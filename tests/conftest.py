@@ -261,3 +261,8 @@ def read_json(path: Path) -> Any:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(line: dict[str, Any]) -> dict[str, float]:
+    """Those of a line of metrics.jsonl by player and name; none where it is of an evaluation."""
+    return {k.removeprefix("loss/"): v for k, v in line.items() if k.startswith("loss/")}

@@ -211,7 +211,7 @@ def read(path: Path) -> None:
 
 def products(home: Path) -> dict[str, Any]:
     """What a run came to, without what a clock has measured."""
-    measured = {"seconds_per_step", "images_per_second", "memory_mb"}
+    measured = {"time", "speed/seconds_per_step", "speed/images_per_second", "memory/peak_mb"}
     found: dict[str, Any] = {}
     for path in sorted(home.rglob("*.safetensors")) + sorted(home.rglob("*.png")):
         found[str(path.relative_to(home))] = path.read_bytes()

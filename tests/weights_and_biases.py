@@ -39,7 +39,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """What a run's file holds: its identity, config, history and summary."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "artifacts": []}
     for data in stored(path):
         record = Record()
         record.ParseFromString(data)
@@ -47,10 +47,20 @@ def read_run(path: Path) -> dict[str, Any]:
         if kind == "run":
             run = record.run
             found |= {"id": run.run_id, "group": run.run_group, "tags": list(run.tags)}
+            found["job_type"] = run.job_type
             found |= {"project": run.project, "name": run.display_name}
             found["config"] |= values(run.config.update)
         elif kind == "history":
             found["history"].append(values(record.history.item))
+        elif kind == "request" and record.request.HasField("log_artifact"):
+            artifact = record.request.log_artifact.artifact
+            found["artifacts"] += [
+                (artifact.type, entry.path) for entry in artifact.manifest.contents
+            ]
+        elif kind == "artifact":
+            found["artifacts"] += [
+                (record.artifact.type, entry.path) for entry in record.artifact.manifest.contents
+            ]
         elif kind == "summary":
             found["summary"] |= values(record.summary.update)
     return found

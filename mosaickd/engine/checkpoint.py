@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,12 @@ class CheckpointWriter:
     """Writes checkpoints in a thread of its own: the loop waits for a copy in memory, not for
     the disk. One at a time; the next waits for the one before it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, written: Callable[[dict[str, Any]], None] = lambda state: None
+    ) -> None:
+        """written: called, by that thread, with each state that has reached the disk."""
         self.path = path
+        self.written = written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._readable = False  # as the first one has shown
@@ -94,6 +99,7 @@ class CheckpointWriter:
             if not self._readable:  # a method's state may hold what no checkpoint can
                 load_checkpoint(self.path)
                 self._readable = True
+            self.written(copied)
 
         self._writing = self._thread.submit(write)
 

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy."""
+"""Top-1 and top-5 accuracy, and top-1 by class."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Accuracy(NamedTuple):
 
     top1: float
     top5: float
+    #: Of each class the right ones and all of its images.
+    by_class: tuple[tuple[int, int], ...] = ()
 
 
 @torch.no_grad()
@@ -37,18 +39,22 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        hits: list[Tensor] = []
-        count = 0
+        sums: list[Tensor] = []  # [3, C]: of each class the right ones, its images, in the top 5
         for images, labels in batches:
             with autocast():
                 logits = model(images)
             ranks = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
             correct = ranks == labels[:, None]
-            hits.append(torch.stack([correct[:, 0].sum(), correct.sum()]))
-            count += len(labels)
+            found = torch.stack([correct[:, 0], torch.ones_like(labels, dtype=torch.bool),
+                                 correct.any(dim=1)]).long()  # fmt: skip
+            sums.append(found.new_zeros(3, logits.shape[1]).index_add_(1, labels, found))
             check()
-        own = torch.stack(hits).sum(dim=0).tolist() if hits else [0, 0]
-        top1, top5, count = distribution.total([*own, count])
-        return Accuracy(100 * top1 / count, 100 * top5 / count)
+        classes = distribution.highest(sums[0].shape[1] if sums else 0)
+        own = torch.stack(sums).sum(dim=0).flatten().tolist() if sums else [0] * 3 * classes
+        numbers = distribution.total(own)
+        right, all_images, top5 = (numbers[i * classes : (i + 1) * classes] for i in range(3))
+        count = sum(all_images)
+        by_class = tuple(zip(right, all_images, strict=True))
+        return Accuracy(100 * sum(right) / count, 100 * sum(top5) / count, by_class)
     finally:
         model.train(training)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mosaickd import vocabulary
 from mosaickd.engine import distribution
 from mosaickd.engine.checkpoint import CheckpointWriter, load_checkpoint, newest_readable
 from mosaickd.engine.dealer import Dealer
@@ -27,11 +28,16 @@ from mosaickd.engine.game import Game, Played
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.metrics import MetricsFile
 from mosaickd.engine.progress import Progress
+from mosaickd.engine.samples import Look
 from mosaickd.engine.trackers import Tracker
 from mosaickd.errors import UserError
+from mosaickd.files import write_json
 from mosaickd.locks import check_owned
 
 log = logging.getLogger(__name__)
+
+#: Of a run's folder: how the student did on each class at its last evaluation.
+PER_CLASS = "per_class.json"
 
 
 @dataclass
@@ -89,14 +95,15 @@ class Loop:
     stateful: Mapping[str, Any]  # anything else with a state: noise that processes share
     private: Mapping[str, Any]  # and random numbers that each process has for itself
     provenance: Mapping[str, Any]  # what a checkpoint says of settings, code, images and teacher
-    draw_samples: Callable[[Path], bool]  # draws the sample grids; False: nothing to draw
+    classes: Sequence[str]  # names of the test images' classes
+    look: Callable[[Path, int], Look]  # draws the sample grids, and says what is in them
     on_best: Callable[[Progression], None]  # called when an evaluation was the best so far
     iterate: Callable[[], list[Played]]  # the game's next iteration, or its captured CUDA graph
 
     def __post_init__(self) -> None:
         self.at = Progression()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
-        self.writer = CheckpointWriter(self.folder / "checkpoints" / "last.pt")
+        self.writer = CheckpointWriter(self.folder / "checkpoints" / "last.pt", self.offer)
         self._pending: list[tuple[int, list[Played]]] = []  # on the device
         self._fetched: list[Term] = []
         self._iterations = 0  # that the fetched losses are of
@@ -184,15 +191,17 @@ class Loop:
             weighted.setdefault(term.name, []).append(term.value * term.weight)
         self._fetched.clear()
         means = {name: sum(v) / len(v) for name, v in raw.items()}
-        record = {
-            "losses": means,
-            "weighted": {name: sum(v) / len(v) for name, v in weighted.items()},
-            "learning_rate": {n: p.learning_rate for n, p in self.game.players.items()},
-            "seconds_per_step": seconds,
-            "images_per_second": self.batch_size / seconds,
-            "memory_mb": peak_memory_mb(next(self.student.parameters()).device),
-        }
-        self.log(record)
+        players = self.game.players.items()
+        self.log(
+            {
+                **{vocabulary.loss(name): value for name, value in means.items()},
+                **{vocabulary.weighted(n): sum(v) / len(v) for n, v in weighted.items()},
+                **{vocabulary.learning_rate(n): player.learning_rate for n, player in players},
+                vocabulary.SECONDS_PER_STEP: seconds,
+                vocabulary.IMAGES_PER_SECOND: self.batch_size / seconds,
+                vocabulary.PEAK_MEMORY: peak_memory_mb(next(self.student.parameters()).device),
+            }
+        )
         self.progress.show(means, seconds)
 
     def check_alone(self) -> None:
@@ -201,9 +210,11 @@ class Loop:
             self.interruption.check()
 
     def log(self, record: dict[str, Any]) -> None:
+        """Of metrics by the names that `vocabulary` has."""
         if not distribution.is_first():
             return
-        self.metrics.append({"step": self.at.step, **record})
+        now = round(time.time(), 3)
+        self.metrics.append({vocabulary.STEP: self.at.step, vocabulary.TIME: now, **record})
         self.tracker.log(self.at.step, record)
 
     def evaluate(self) -> None:
@@ -224,13 +235,22 @@ class Loop:
             if distribution.is_first():
                 self.on_best(self.at)
         self.at.evaluated = self.at.step
-        self.log({"accuracy": accuracy["last"], "top5": accuracy["top5_last"]})
-        path = self.folder / "samples" / f"step{self.at.step:07d}.png"
-        with eagerly():
-            drawn = distribution.is_first() and self.draw_samples(path)
-        if drawn:
-            self.tracker.image(self.at.step, "samples", path)
-        self.progress.evaluated(self.at.step, Accuracy(result.top1, result.top5), accuracy["best"])
+        if distribution.is_first():
+            path = self.folder / "samples" / f"step{self.at.step:07d}.png"
+            with eagerly():
+                seen = self.look(path, self.at.step)
+            self.log(
+                {
+                    vocabulary.TOP1: accuracy["last"],
+                    vocabulary.TOP5: accuracy["top5_last"],
+                    vocabulary.BEST: accuracy["best"],
+                    **seen.metrics,
+                }
+            )
+            if seen.drawn:
+                self.tracker.image(self.at.step, vocabulary.SAMPLES, path)
+            write_json(self.folder / PER_CLASS, by_class(self.classes, result, self.at.step))
+        self.progress.evaluated(self.at.step, result, accuracy["best"])
         self._flushed_at = time.perf_counter()  # evaluation is not the iterations' time
 
     # ------------------------------------------------------------------------------ checkpoints
@@ -255,6 +275,10 @@ class Loop:
                 "processes": processes,
             }
         )
+
+    def offer(self, state: dict[str, Any]) -> None:
+        """A checkpoint has reached the disk."""
+        self.tracker.file(state["progression"]["step"], "checkpoint", self.writer.path)
 
     def count_time(self) -> None:
         now = time.perf_counter()
@@ -329,6 +353,15 @@ class Loop:
     def truncate_metrics(self) -> None:
         if distribution.is_first():
             self.metrics.truncate(self.at.step)
+
+
+def by_class(classes: Sequence[str], measured: Accuracy, step: int) -> dict[str, Any]:
+    """What per_class.json holds: of each class its test images and how many of them are right."""
+    rows = [
+        {"class": name, "images": images, "right": right}
+        for name, (right, images) in zip(classes, measured.by_class, strict=False)
+    ]
+    return {"step": step, "classes": rows}
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,48 +1,88 @@
-"""Pictures for a person: synthetic images beside real ones, sorted by the teacher's class."""
+"""Pictures for a person: synthetic images beside real ones, sorted by the teacher's class.
+
+Each PNG says what it shows: the text `mosaickd` in it is JSON, {"step": N, "zoom": Z, "padding": P,
+"columns": C, "grids": [{"what": "synthetic" or "images", "left": X, "size": H, "classes": [...]}]}.
+left: of a grid, in pixels before the zoom; classes: the teacher's, image by image.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mosaickd import vocabulary
 from mosaickd.files import write_atomically
 from mosaickd.methods.base import Method
 
+PADDING = 2  # pixels around each image
+GAP = 8  # and between two grids
 
-def save_grids(path: Path, grids: list[Tensor], columns: int = 10, zoom: int = 2) -> None:
-    """Write grids of images side by side as one PNG, atomically.
 
-    grids: image batches in [0, 1], each [n, 3, H, W]; drawn `zoom` times enlarged.
-    """
+class Grid(NamedTuple):
+    """Images side by side. images: [n, 3, H, W] in [0, 1]; classes: [n], the teacher's."""
+
+    what: str  # synthetic, or images
+    images: Tensor
+    classes: Tensor
+
+
+def save_grids(path: Path, grids: Sequence[Grid], step: int, columns: int = 10) -> None:
+    """Write grids side by side as one PNG, enlarged where the images are small, atomically."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
     from torchvision.utils import make_grid
 
-    drawn = [make_grid(g.float().cpu().clamp(0, 1), columns, 2, pad_value=1.0) for g in grids]
+    zoom = max(1, 64 // grids[0].images.shape[-1])
+    drawn = [
+        make_grid(g.images.float().cpu().clamp(0, 1), columns, PADDING, pad_value=1.0)
+        for g in grids
+    ]
     height = max(grid.shape[1] for grid in drawn)
-    padded = []
-    for grid in drawn:
-        bottom = torch.ones(3, height - grid.shape[1], grid.shape[2])
-        padded += [torch.cat([grid, bottom], dim=1), torch.ones(3, height, 8)]
+    padded, about, left = [], [], 0
+    for grid, picture in zip(grids, drawn, strict=True):
+        bottom = torch.ones(3, height - picture.shape[1], picture.shape[2])
+        padded += [torch.cat([picture, bottom], dim=1), torch.ones(3, height, GAP)]
+        about.append({"what": grid.what, "left": left, "size": grid.images.shape[-1],
+                      "classes": grid.classes.tolist()})  # fmt: skip
+        left += picture.shape[2] + GAP
     pixels = torch.cat(padded[:-1], dim=2).mul(255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels)
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    said = PngInfo()
+    layout = {"step": step, "zoom": zoom, "padding": PADDING, "columns": columns, "grids": about}
+    said.add_text("mosaickd", json.dumps(layout))
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", pnginfo=said)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-def by_class(images: Tensor, logits: Tensor) -> Tensor:
-    """`images` [n, ...] ordered by the class that `logits` [n, C] predict."""
-    return images[logits.argmax(dim=1).sort(stable=True).indices]
+def by_class(images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """`images` [n, ...] ordered by `classes` [n]; and these."""
+    ordered = classes.sort(stable=True)
+    return images[ordered.indices], ordered.values
+
+
+class Look(NamedTuple):
+    """What there was to see. drawn: whether a picture was written; metrics: of the fakes."""
+
+    drawn: bool
+    metrics: dict[str, Any]
 
 
 class SampleGrids:
-    """Draws what the method makes, of fixed noise, beside fixed images that it trains on."""
+    """Draws what the method makes, of fixed noise, beside fixed images that it trains on; and
+    counts which classes the teacher sees in what it makes.
+
+    latents: draws fixed noise, n -> [n, latent_dim]; None where no generator is. shown: images a
+    grid. counted: of how many synthetic images the classes are counted.
+    """
 
     def __init__(
         self,
@@ -50,39 +90,67 @@ class SampleGrids:
         *,
         teacher: nn.Module | None,
         denormalize: Callable[[Tensor], Tensor],
-        latents: Tensor | None,
+        latents: Callable[[int], Tensor] | None,
         images: Tensor | None,
         autocast: Callable[[], AbstractContextManager[object]],
+        shown: int,
+        counted: int,
     ) -> None:
         self.method = method
         self.teacher = teacher
         self.denormalize = denormalize
-        self.latents = latents
+        draws = [shown] * max(1, counted // shown)
+        self.noise = [latents(n) for n in draws] if latents else [None]
         self.images = images  # normalised [n, 3, H, W]
         self.autocast = autocast
 
     @torch.no_grad()
-    def __call__(self, path: Path) -> bool:
-        """Draw to `path`. False where there is nothing new to see: no teacher to sort by, or
-        nothing that was made and the fixed images already drawn."""
+    def __call__(self, path: Path, step: int) -> Look:
+        """Draw to `path`. Nothing is drawn where there is nothing new to see: no teacher to sort
+        by, or nothing that was made and the fixed images already drawn."""
         if self.teacher is None:
-            return False
+            return Look(False, {})
         modules = [m for m in self.method.players.values() if m.training]
         for module in modules:  # looking must not move batch-norm statistics
             module.eval()
-        with self.autocast():
-            synthetic = self.method.synthesize(self.latents)
+        fakes: list[Tensor] = []
+        for noise in self.noise:
+            with self.autocast():
+                images = self.method.synthesize(noise)
+            fakes += [] if images is None else [images]
         for module in modules:
             module.train()
         drawn = any(path.parent.glob("*.png"))  # by this process, or one that it goes on from
-        if synthetic is None and (drawn or self.images is None):
-            return False
-        grids = []
-        for images in (synthetic, self.images):
-            if images is None:
-                continue
-            with self.autocast():
-                logits = self.teacher(images)
-            grids.append(self.denormalize(by_class(images, logits)))
-        save_grids(path, grids, zoom=max(1, 64 // grids[0].shape[-1]))
-        return True
+        if not fakes and (drawn or self.images is None):
+            return Look(False, {})
+        grids, metrics = [], {}
+        if fakes:
+            logits = [self._logits(images) for images in fakes]
+            grids.append(self._grid("synthetic", fakes[0], logits[0]))
+            metrics = classes_seen(torch.cat(logits))
+        if self.images is not None:
+            grids.append(self._grid("images", self.images, self._logits(self.images)))
+        save_grids(path, grids, step)
+        return Look(True, metrics)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        assert self.teacher is not None
+        with self.autocast():
+            return self.teacher(images).float()
+
+    def _grid(self, what: str, images: Tensor, logits: Tensor) -> Grid:
+        images, classes = by_class(images, logits.argmax(dim=1))
+        return Grid(what, self.denormalize(images), classes)
+
+
+def classes_seen(logits: Tensor) -> dict[str, Any]:
+    """What the teacher takes synthetic images for: a generator that makes few things shows there.
+
+    logits: [n, C].
+    """
+    counts = logits.argmax(dim=1).bincount(minlength=logits.shape[1])
+    return {
+        vocabulary.FAKE_CLASSES: counts.tolist(),
+        vocabulary.FAKE_CLASSES_SEEN: int((counts > 0).sum()),
+        vocabulary.FAKE_CONFIDENCE: round(float(logits.softmax(1).amax(1).mean()), 4),
+    }

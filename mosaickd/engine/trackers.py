@@ -8,11 +8,14 @@ import logging
 import netrc
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, runtime_checkable
@@ -30,15 +33,33 @@ BACKLOG = 10_000  # records that W&B may be behind
 COMPLAINT = re.compile(r"^(?:wandb: (?:WARNING|ERROR) |(?=panic: ))(.*?)\.?$", re.MULTILINE)
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """The run that a tracker follows."""
+
+    folder: Path
+    settings: dict[str, Any]  # the whole config
+    name: str  # the run in a few words
+    group: str | None = None  # what it is one of: a sweep, the training of teachers
+    job_type: str | None = None  # the method
+    tags: tuple[str, ...] = ()  # what to find it by: images, teacher and student
+
+
 @runtime_checkable
 class Tracker(Protocol):
-    """What the loop asks of a tracker."""
+    """What the loop asks of a tracker. It is built with `run`, a `Tracked`, and its settings."""
 
     def log(self, step: int, record: dict[str, Any]) -> None:
-        """Numbers of a step; nested dicts are allowed."""
+        """Metrics of a step by their names in `vocabulary`: numbers, and lists of counts."""
 
     def image(self, step: int, name: str, path: Path) -> None:
         """A picture that was written at `path`."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """What the end of a run has to say of many things at once."""
+
+    def file(self, step: int, kind: str, path: Path) -> None:
+        """A file was written whole at `path`: a checkpoint, or a model (the student)."""
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         """The run's last word. status: finished, interrupted or failed."""
@@ -47,13 +68,11 @@ class Tracker(Protocol):
 class NoTracker:
     """Keeps nothing: metrics.jsonl and samples/ in the run's folder are all there is."""
 
-    def __init__(
-        self, *, folder: Path, settings: dict[str, Any], run_name: str, group: str | None
-    ) -> None:
-        del folder, settings, run_name, group  # every tracker is built with these
-
+    def __init__(self, *, run: Tracked) -> None: ...
     def log(self, step: int, record: dict[str, Any]) -> None: ...
     def image(self, step: int, name: str, path: Path) -> None: ...
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def file(self, step: int, kind: str, path: Path) -> None: ...
     def finish(self, status: str, summary: dict[str, Any]) -> None: ...
 
 
@@ -65,35 +84,39 @@ class WandbTracker:
     server that can't be used leaves the run offline, any other trouble ends the tracking; either
     is one warning. A mistake (no wandb, a project's name that W&B refuses) is a UserError.
 
-    The run's id lies in the run's folder, so that a resumed run continues the same curve.
-    init_timeout, finish_timeout: seconds for W&B's server to answer, and to take what is left.
+    The run's id lies in the run's folder, so that a resumed run continues the same curve. A run
+    that an agent of a W&B sweep has started takes the id that the agent gives it.
+    tags: beside those of every run. log_checkpoints: each checkpoint, and at the end the student,
+    become artifacts. init_timeout, finish_timeout: seconds for W&B's server to answer, and to take
+    what is left.
     """
 
     def __init__(
         self,
         *,
-        folder: Path,
-        settings: dict[str, Any],
-        run_name: str,
-        group: str | None,
+        run: Tracked,
         project: str = "mosaickd",
         entity: str | None = None,
         tags: list[str] | None = None,
+        log_checkpoints: bool = False,
         init_timeout: Positive = 30.0,
         finish_timeout: Positive = 60.0,
     ) -> None:
-        self.folder = folder.absolute()
+        self.folder = run.folder.absolute()
+        self.log_checkpoints = log_checkpoints
         self.finish_timeout = finish_timeout
         self.process: Subprocess | None = None  # as long as W&B is followed
         self.files: Path | None = None  # where W&B keeps this session
-        self.config = settings
+        self.config = run.settings
         self.about: dict[str, Any] = {
             "project": project,
             "entity": entity,
-            "run_id": _run_id(folder / "wandb.json"),
-            "run_name": run_name,
-            "run_group": group,
-            "run_tags": tags or None,
+            "run_id": _run_id(run.folder / "wandb.json"),
+            "run_name": run.name,
+            "run_group": run.group,
+            "run_job_type": run.job_type,
+            # W&B takes 64 characters; a tag of the user's that is longer is a mistake to be told.
+            "run_tags": [*dict.fromkeys((*(tag[:64] for tag in run.tags), *(tags or ())))] or None,
             "root_dir": str(self.folder),
             "program": sys.argv[0],
             "x_stats_pid": os.getpid(),  # whose memory and processors W&B draws
@@ -140,14 +163,36 @@ class WandbTracker:
         return _trouble(answer, process.printed())
 
     def log(self, step: int, record: dict[str, Any]) -> None:
-        self.send({"step": step, "record": _flatten(record)})
+        self.send({"step": step, "record": record})
 
     def image(self, step: int, name: str, path: Path) -> None:
         self.send({"step": step, "image": name, "path": str(path.absolute())})
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self.send({"table": name, "columns": list(columns), "rows": [list(row) for row in rows]})
+
+    def file(self, step: int, kind: str, path: Path) -> None:
+        """An artifact with the run's name. W&B takes it later than now, when another file may lie
+        at `path`: it is given a name of its own for as long."""
+        if not self.log_checkpoints or self.process is None or self.files is None:
+            return
+        kept = self.files / f"{kind}-step{step}{path.suffix}"
+        try:
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, kept)
+        except OSError as error:
+            log.warning("%s does not become an artifact: %s", path, error)
+            return
+        name = f"{kind}-{self.about['run_id']}"
+        self.send({"step": step, "artifact": name, "kind": kind, "path": str(kept),
+                   "file": path.name})  # fmt: skip
+
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         """Wait until W&B has taken all, but not for long where someone waits for an end."""
-        self.send({"finish": status, "summary": _flatten(summary)})
+        self.send({"finish": status, "summary": summary})
         if self.process is None:
             return
         process = self.process
@@ -259,6 +304,8 @@ def _trouble(answer: dict[str, Any], printed: str) -> str:
 
 def _run_id(path: Path) -> str:
     """The id that `path` keeps; a new one where there is none yet, or none that can be used."""
+    if os.environ.get("WANDB_SWEEP_ID") and (given := os.environ.get("WANDB_RUN_ID")):
+        return given  # the agent's: what it has started is known by it
     try:
         kept = read_json(path)
         if kept is not None:
@@ -288,13 +335,3 @@ def _has_api_key() -> bool:
         return netrc.netrc(path).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

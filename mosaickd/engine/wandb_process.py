@@ -4,7 +4,11 @@ Reads orders from stdin and answers on stdout, one JSON object a line:
 
     first      {"settings": ..., "config": ..., "argv": [...]}
                -> {"begun": DIRECTORY}, {"missing": TEXT}, {"mistake": TEXT} or {"trouble": TEXT}
-    then       {"step": N, "record": {...}}, {"step": N, "image": NAME, "path": FILE}
+    then       {"step": N, "record": {...}}: numbers, and lists of counts, which are histograms
+               {"step": N, "image": NAME, "path": FILE}
+               {"table": NAME, "columns": [...], "rows": [[...], ...]}
+               {"step": N, "artifact": NAME, "kind": TYPE, "path": FILE, "file": NAME THERE}:
+               FILE is taken and removed
     last       {"finish": STATUS, "summary": {...}}
     any time   -> {"trouble": TEXT}: the last that is heard of this process
 
@@ -63,17 +67,47 @@ def begin(order: Order, tell: Tell) -> tuple[Any, float]:
 
 def follow(run: Any, orders: Iterator[Order]) -> bool:
     """Log until the last order. -> whether the run has finished; one that goes silent has not."""
+    import wandb
+
     for order in orders:
         if "finish" in order:
             run.summary.update({"status": order["finish"], **order["summary"]})
             return bool(order["finish"] == "finished")
         if "image" in order:
-            import wandb
-
             run.log({order["image"]: wandb.Image(order["path"])}, step=order["step"])
+        elif "table" in order:
+            run.log({order["table"]: wandb.Table(order["columns"], order["rows"])})
+        elif "artifact" in order:
+            keep(run, order)
         else:
-            run.log(order["record"], step=order["step"])
+            record = order["record"].items()
+            run.log(
+                {k: histogram(v) if isinstance(v, list) else v for k, v in record},
+                step=order["step"],
+            )
     return False
+
+
+def histogram(counts: list[int]) -> Any:
+    """Bar i holds counts[i]; of more than W&B can draw, neighbours share a bar."""
+    import numpy as np
+    import wandb
+
+    width = -(-len(counts) // wandb.Histogram.MAX_LENGTH)
+    bars = [sum(counts[i : i + width]) for i in range(0, len(counts), width)]
+    edges = [width * i - 0.5 for i in range(len(bars) + 1)]
+    return wandb.Histogram(np_histogram=(np.array(bars), np.array(edges)))
+
+
+def keep(run: Any, order: Order) -> None:
+    """A version of an artifact: W&B copies the file into its own folder first."""
+    import wandb
+
+    artifact = wandb.Artifact(order["artifact"], order["kind"], metadata={"step": order["step"]})
+    artifact.add_file(order["path"], order["file"])
+    run.log_artifact(artifact, aliases=["latest", f"step{order['step']}"])
+    with contextlib.suppress(OSError):
+        os.unlink(order["path"])
 
 
 def close_files() -> None:

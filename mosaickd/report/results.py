@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from mosaickd import vocabulary
 from mosaickd.errors import UserError, printable
 
 #: What a result.json must have to be one of ours, and the types that each may have.
@@ -21,6 +22,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "variant": (str, type(None)), "ood_subset": (bool, type(None)),
     "error": (str, type(None)), "versions": (dict,), "broken_images": (dict,),
+    "total_steps": (int, type(None)),
 }  # fmt: skip
 ACCURACY: dict[str, tuple[type, ...]] = {
     "last": (int, float, type(None)), "best": (int, float, type(None)),
@@ -56,6 +58,8 @@ class Run:
     device: str | None
     versions: tuple[tuple[str, str], ...]
     error: str | None
+    seconds: float = 0.0
+    total_steps: int | None = None  # older versions didn't say
 
     @property
     def finished(self) -> bool:
@@ -188,6 +192,8 @@ def to_run(folder: Path, result: dict[str, Any]) -> Run:
             for k, v in result.get("versions", {}).items()
         ),
         error=text("error"),
+        seconds=result["seconds"],
+        total_steps=result.get("total_steps"),
     )
 
 
@@ -222,7 +228,8 @@ def collect(roots: Iterable[Path]) -> Found:
 
 
 def metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a kill may have cut one short."""
+    """The lines of a run's metrics.jsonl, by the names of `vocabulary`; a kill may have cut one
+    short."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -232,20 +239,30 @@ def metrics(folder: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        step = record.get("step") if isinstance(record, dict) else None
+        step = record.get(vocabulary.STEP) if isinstance(record, dict) else None
         if type(step) is int and 0 < step < LARGE:
-            yield record
+            yield _renamed(record)
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Older versions had other names, and grouped losses and learning rates."""
+    new: dict[str, Any] = {}
+    for name, value in record.items():
+        name = vocabulary.FORMER.get(name, name)
+        new |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {
+            name: value}  # fmt: skip
+    return new
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:
     """(step, accuracy in percent) of each evaluation, in order."""
     by_step = {
-        record["step"]: float(record["accuracy"])
+        record[vocabulary.STEP]: float(record[vocabulary.TOP1])
         for record in metrics(folder)
-        if _is_number(record.get("accuracy")) and 0 <= record["accuracy"] <= 100
+        if _is_number(record.get(vocabulary.TOP1)) and 0 <= record[vocabulary.TOP1] <= 100
     }
     return sorted(by_step.items())
 
 
 def last_step(folder: Path) -> int:
-    return max((record["step"] for record in metrics(folder)), default=0)
+    return max((record[vocabulary.STEP] for record in metrics(folder)), default=0)

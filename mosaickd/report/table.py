@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
-from mosaickd.report.results import Found, Run
+from mosaickd.report.results import Found, Run, last_step
 from mosaickd.report.words import describe, images, shown, times
 
 #: Accuracies of one teacher that differ by less were measured on different devices: these round a
@@ -108,7 +108,11 @@ def build(found: Found, *, evaluation: str = "last", everything: bool = False) -
     report.plain = plain_rows(elsewhere, evaluation)
 
     for run in found.runs:
-        if not run.finished:
+        if run.status == "running":
+            words = "still running, or killed: python -m mosaickd.status tells"
+            steps = max(run.steps, last_step(run.folder))
+            report.unfinished.append(Unfinished(shown(run.folder), run.status, steps, words))
+        elif not run.finished:
             folder = shown(run.folder)
             report.unfinished.append(Unfinished(folder, run.status, run.steps, run.error))
     for path, steps in found.begun.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, Cli, Outcome, Started, Tiny, metrics, read_json
+from conftest import REPO, Cli, Outcome, Started, Tiny, losses, metrics, read_json
 from safetensors.torch import load_file
 
 TORCHRUN = Path(sys.executable).parent / "torchrun"
@@ -80,9 +80,9 @@ def test_two_processes_play_one_run(cli: Cli, overrides: Callable[..., list[str]
     assert result["processes"] == 2
     assert outcome.out.count("4 steps of 16 images") == 1, "only the first one talks"
     assert outcome.out.count("┏") == 1
-    two = [line["losses"] for line in metrics(cli.folder / "two") if "losses" in line]
+    two = [losses(line) for line in metrics(cli.folder / "two") if losses(line)]
     cli(*overrides("one", 4, whole))
-    one = [line["losses"] for line in metrics(cli.folder / "one") if "losses" in line]
+    one = [losses(line) for line in metrics(cli.folder / "one") if losses(line)]
     assert len(one) == len(two) == 4, "and only it writes"
     # A processor with AVX512 rounds convolutions of another batch size 2e-4 apart.
     assert two[0] == pytest.approx(one[0], rel=1e-3)

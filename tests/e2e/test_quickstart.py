@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Cli, Outcome, Tiny, metrics, read_json
+from conftest import Cli, Outcome, Tiny, losses, metrics, read_json
 from PIL import Image
 from safetensors.torch import load_file
 
 from mosaickd.models.wresnet import WideResNet
 
 FIELDS = {
-    *("processes", "memory_mb"),
+    *("processes", "memory_mb", "total_steps"),
     "status", "method", "dataset", "ood", "ood_subset", "teacher", "student", "seed", "variant",
     "accuracy", "teacher_accuracy", "steps", "seconds", "seconds_per_step", "device", "versions",
     "config_hash", "code", "data_fingerprint", "teacher_fingerprint", "broken_images", "error",
@@ -76,20 +76,22 @@ def test_metrics_have_a_line_a_log_and_a_line_an_evaluation(
     quickstart: tuple[Outcome, Path],
 ) -> None:
     lines = metrics(quickstart[1])
-    assert [line["step"] for line in lines if "losses" in line] == [1, 2, 3, 4, 6]
-    assert [line["step"] for line in lines if "accuracy" in line] == [3, 6]
-    assert lines[-1]["accuracy"] == read_json(quickstart[1] / "result.json")["accuracy"]["last"]
+    assert [line["step"] for line in lines if losses(line)] == [1, 2, 3, 4, 6]
+    assert [line["step"] for line in lines if "accuracy/top1" in line] == [3, 6]
+    assert (
+        lines[-1]["accuracy/top1"] == read_json(quickstart[1] / "result.json")["accuracy"]["last"]
+    )
     first = lines[0]
-    assert set(first["losses"]) == {
+    assert set(losses(first)) == {
         "discriminator/fake", "discriminator/real", "generator/local", "generator/align",
         "generator/adv", "generator/balance", "student/kd",
     }  # fmt: skip
-    assert first["weighted"]["generator/balance"] == pytest.approx(
-        10 * first["losses"]["generator/balance"]
+    assert first["weighted/generator/balance"] == pytest.approx(
+        10 * losses(first)["generator/balance"]
     )
-    assert first["learning_rate"]["student"] > 0
-    assert first["images_per_second"] > 0
-    assert first["memory_mb"] > 10
+    assert first["lr/student"] > 0
+    assert first["speed/images_per_second"] > 0
+    assert first["memory/peak_mb"] > 10
 
 
 def test_terminal_output_is_readable_without_a_terminal(quickstart: tuple[Outcome, Path]) -> None:

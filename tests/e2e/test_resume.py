@@ -40,7 +40,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 def computed(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock has measured."""
-    measured = {"seconds_per_step", "images_per_second", "memory_mb"}
+    measured = {"time", "speed/seconds_per_step", "speed/images_per_second", "memory/peak_mb"}
     return [{k: v for k, v in line.items() if k not in measured} for line in metrics(folder)]
 
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Cli, Outcome, Tiny, metrics, read_json
+from conftest import Cli, Outcome, Tiny, losses, metrics, read_json
 
 CELLS = [f"{method}/seed{seed}" for method in ("balanced", "kd") for seed in range(2)]
 HOME = Path("outputs") / "shared"
@@ -50,7 +50,7 @@ def test_two_processes_do_each_cell_once(cli: Cli, sweep: list[str]) -> None:
     assert statuses(cli) == dict.fromkeys(CELLS, "finished")
     assert sorted(begun(both[0]) + begun(both[1])) == CELLS
     for cell in CELLS:
-        steps = [line["step"] for line in metrics(cli.folder / HOME / cell) if "losses" in line]
+        steps = [line["step"] for line in metrics(cli.folder / HOME / cell) if losses(line)]
         assert steps == [1, 2, 4], "logged once, by one process"
 
     trained = [line for o in both for line in o.out.splitlines() if "training it first" in line]

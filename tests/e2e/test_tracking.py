@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Cli, Outcome, Tiny, metrics, read_json
+from conftest import Cli, Outcome, Tiny, losses, metrics, read_json
 from weights_and_biases import (
     KEY,
     Server,
@@ -28,7 +28,7 @@ def test_an_offline_run_holds_what_a_person_looks_for(cli: Cli, tiny: Tiny) -> N
                        "train.checkpoint_every=3", "method.balance=10")  # fmt: skip
     tracked = [a for a in cell if not a.startswith(("tracker=", "experiment="))]
     sweep = ["-m", "sweep=quickstart", "experiment=quickstart", "tracker=wandb",
-             "tracker.tags=[tiny,letters]", *tracked]  # fmt: skip
+             "tracker.tags=[tiny,letters]", "tracker.log_checkpoints=true", *tracked]  # fmt: skip
     folder = cli.folder / "outputs/quickstart/mosaic/letters-strokes/wrn16_2-wrn16_1/seed0"
     run = cli.start(*sweep)
     run.until(lambda: (folder / "metrics.jsonl").exists() and len(metrics(folder)) > 1)
@@ -42,7 +42,8 @@ def test_an_offline_run_holds_what_a_person_looks_for(cli: Cli, tiny: Tiny) -> N
     for session in (first, second):
         assert session["id"] == read_json(folder / "wandb.json")["id"]
         assert session["group"] == "quickstart"
-        assert session["tags"] == ["tiny", "letters"]
+        assert session["job_type"] == "mosaic"
+        assert session["tags"] == ["letters", "strokes", "wrn16_2-wrn16_1", "tiny"]
         assert session["project"] == "mosaickd"
         assert session["config"]["method"]["balance"] == 10
         assert session["config"]["seed"] == 0
@@ -51,22 +52,38 @@ def test_an_offline_run_holds_what_a_person_looks_for(cli: Cli, tiny: Tiny) -> N
 
     rows = first["history"] + second["history"]
     logged = metrics(folder)
-    losses = {row["_step"]: row for row in rows if "losses/student/kd" in row}
-    assert set(losses) == {line["step"] for line in logged if "losses" in line}
-    for line in (line for line in logged if "losses" in line):
-        row = losses[line["step"]]
-        for name, value in line["losses"].items():
-            assert row[f"losses/{name}"] == pytest.approx(value)
-            assert row[f"weighted/{name}"] == pytest.approx(line["weighted"][name])
+    curves = {row["_step"]: row for row in rows if "loss/student/kd" in row}
+    assert set(curves) == {line["step"] for line in logged if losses(line)}
+    for line in (line for line in logged if losses(line)):
+        row = curves[line["step"]]
+        for name, value in losses(line).items():
+            assert row[f"loss/{name}"] == pytest.approx(value)
+            assert row[f"weighted/{name}"] == pytest.approx(line[f"weighted/{name}"])
         for player in ("generator", "discriminator", "student"):
-            assert row[f"learning_rate/{player}"] > 0 or line["step"] == 12
-        assert row["images_per_second"] > 0
-        assert row["memory_mb"] > 0
-    accuracies = {row["_step"]: row["accuracy"] for row in rows if "accuracy" in row}
-    assert accuracies == {line["step"]: line["accuracy"] for line in logged if "accuracy" in line}
-    pictures = [row for row in rows if row.get("samples/_type") == "image-file"]
+            assert row[f"lr/{player}"] > 0 or line["step"] == 12
+        assert row["speed/images_per_second"] > 0
+        assert row["memory/peak_mb"] > 0
+    name = "accuracy/top1"
+    accuracies = {row["_step"]: row[name] for row in rows if name in row}
+    assert accuracies == {line["step"]: line[name] for line in logged if name in line}
+    result = read_json(folder / "result.json")
+    assert second["summary"]["accuracy/top1"] == result["accuracy"]["last"]
+    assert second["summary"]["accuracy/best"] == result["accuracy"]["best"]
+    assert second["summary"]["accuracy/teacher"] == result["teacher_accuracy"]
+    fakes = {row["_step"]: row for row in rows if "fakes/classes/bins" in row}
+    assert set(fakes) == {6, 12}
+    assert sum(fakes[12]["fakes/classes/values"]) == 200, "ten a letter, in hundreds"
+    classes = read_json(folder / "per_class.json")["classes"]
+    assert second["summary"]["accuracy/per_class/nrows"] == sum(c["images"] > 0 for c in classes)
+    right, images = (sum(c[key] for c in classes) for key in ("right", "images"))
+    assert 100 * right / images == pytest.approx(result["accuracy"]["last"], abs=1e-3)
+    kept = [a for a in first["artifacts"] + second["artifacts"] if a[0] != "run_table"]
+    assert kept[-1] == ("model", "student.safetensors")
+    assert ("checkpoint", "last.pt") in first["artifacts"]
+    assert kept.count(("checkpoint", "last.pt")) >= 4, "each one that was written"
+    pictures = [row for row in rows if row.get("samples/grid/_type") == "image-file"]
     assert [row["_step"] for row in pictures] == [6, 12]
-    assert list(folder.rglob(pictures[-1]["samples/path"])), "the picture itself is kept"
+    assert list(folder.rglob(pictures[-1]["samples/grid/path"])), "the picture itself is kept"
 
 
 @pytest.fixture
@@ -114,7 +131,7 @@ def steps_of(folder: Path) -> Callable[[], int]:
 def check_untouched(outcome: Outcome, folder: Path, steps: int) -> None:
     """The run has come to its end with all its files, and a single warning."""
     assert read_json(folder / "result.json")["status"] == "finished"
-    assert {line["step"] for line in metrics(folder) if "losses" in line} >= {1, steps}
+    assert {line["step"] for line in metrics(folder) if losses(line)} >= {1, steps}
     assert (folder / "student.safetensors").exists()
     assert (folder / "run.log").read_text().count("WARNING") == 1
     assert "Traceback" not in outcome.text
@@ -180,8 +197,8 @@ def test_a_run_that_is_stopped_does_not_wait_long_for_a_server(
     assert "not everything was sent" in (folder / "run.log").read_text()
     wait_for(lambda: not before.keys() & descendants(1).keys(), 40)
     (path,) = (folder / "wandb").glob("run-*/run-*.wandb")
-    logged = {line["step"] for line in metrics(folder) if "losses" in line}
-    assert {r["_step"] for r in read_run(path)["history"] if "losses/student/kd" in r} == logged
+    logged = {line["step"] for line in metrics(folder) if losses(line)}
+    assert {r["_step"] for r in read_run(path)["history"] if "loss/student/kd" in r} == logged
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ METHODS = {m for m in MODULES if m.startswith("mosaickd.methods.") and m != "mos
 ALLOWED = {
     "errors": set[str](),
     "bounds": set[str](),
+    "vocabulary": set[str](),
     "files": {"errors"},
     "locks": {"errors"},
     "provenance": set[str](),
@@ -34,9 +35,9 @@ ALLOWED = {
     "data": {"errors", "files", "locks", "bounds", "unpickling"},
     "models": {"errors", "files", "bounds", "torch_file"},
     "methods": {"losses", "bounds", "errors"},
-    "engine": {"methods.base", "bounds", "errors", "files", "locks", "torch_file"},
-    "report": {"errors"},
-    "figures": {"errors", "report"},
+    "engine": {"methods.base", "vocabulary", "bounds", "errors", "files", "locks", "torch_file"},
+    "report": {"errors", "vocabulary"},
+    "figures": {"errors", "report", "vocabulary"},
 }
 #: All that `report` and `figures` need in order to read files and to show what they found.
 DRAWING = {"rich", "matplotlib", "numpy", "PIL", "yaml"}

@@ -42,7 +42,17 @@ def test_top1_and_top5_whatever_the_batch_size(size: int) -> None:
 def test_with_five_classes_or_fewer_top5_is_100() -> None:
     logits = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 1.0]])
     accuracy = evaluate(Fixed(), batches(logits, torch.tensor([1, 2]), 2))
-    assert accuracy == (50.0, 100.0)
+    assert accuracy[:2] == (50.0, 100.0)
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_each_class_is_counted_by_itself(size: int) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3])
+    predicted = torch.tensor([0, 0, 1, 1, 1, 0, 2, 1, 3])
+    logits = nn.functional.one_hot(predicted, 6).float()
+    accuracy = evaluate(Fixed(), batches(logits, labels, size))
+    assert accuracy.by_class == ((2, 3), (2, 2), (0, 0), (1, 4), (0, 0), (0, 0))
+    assert accuracy.top1 == pytest.approx(100 * 5 / 9)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -30,7 +30,7 @@ from weights_and_biases import (
 )
 
 from mosaickd.engine import trackers
-from mosaickd.engine.trackers import WandbTracker
+from mosaickd.engine.trackers import Tracked, WandbTracker
 from mosaickd.errors import UserError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -67,16 +67,19 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 def begin(folder: Path, **more: Any) -> WandbTracker:
     folder.mkdir(exist_ok=True)
-    about = {"settings": {"seed": 0}, "run_name": "a run", "group": None, "init_timeout": 2}
-    return WandbTracker(**{"folder": folder, **about, "finish_timeout": 3, **more})
+    about = {"settings": {"seed": 0}, "name": "a run"}
+    about |= {key: more.pop(key) for key in Tracked.__dataclass_fields__.keys() & more.keys()}
+    run = Tracked(folder=folder, **about)
+    more |= {"tags": more.pop("own_tags", None)}  # the tracker's own setting
+    return WandbTracker(**{"run": run, "init_timeout": 2, "finish_timeout": 3, **more})
 
 
 def play(tracker: WandbTracker, steps: int = 20, status: str = "finished") -> float:
     """A run of some steps. -> the seconds that W&B took of it."""
     began = time.monotonic()
     for step in range(1, steps + 1):
-        tracker.log(step, {"losses": {"kd": float(step)}})
-    tracker.finish(status, {"accuracy": {"last": 50.0}})
+        tracker.log(step, {"loss/student/kd": float(step)})
+    tracker.finish(status, {"accuracy/top1": 50.0})
     return time.monotonic() - began
 
 
@@ -87,9 +90,9 @@ def warning(caplog: pytest.LogCaptureFixture) -> str:
 
 
 def check_complete(run: dict[str, Any], steps: int = 20) -> None:
-    assert [row["losses/kd"] for row in run["history"]] == list(range(1, steps + 1))
+    assert [row["loss/student/kd"] for row in run["history"]] == list(range(1, steps + 1))
     assert run["summary"]["status"] == "finished"
-    assert run["summary"]["accuracy/last"] == 50
+    assert run["summary"]["accuracy/top1"] == 50
 
 
 # ------------------------------------------------------------------------------ the server
@@ -386,9 +389,10 @@ def test_a_missing_folder_for_temporary_files(
 def test_odd_values_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = begin(
         tmp_path / "run",
-        run_name="ü\n" * 2000,
+        name="ü\n" * 2000,
         group="g" * 500,
-        tags=["ü, ö", "a/b", "#?%:"],
+        job_type="j" * 500,
+        tags=("ü, ö", "a/b", "#?%:", "x" * 500),
         settings={"path": tmp_path, "nan": math.nan, "inf": math.inf, "": {}, "ü": [None, (1,)]},
     )
     tracker.log(1, {"nan": math.nan, "inf": -math.inf, "none": None, "": 1, "ü/\n": 2, "deep": {}})
@@ -402,7 +406,7 @@ def test_odd_values_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
-    [{"project": "a/b"}, {"project": "x" * 200}, {"tags": ["x" * 65]}, {"tags": [""]}],
+    [{"project": "a/b"}, {"project": "x" * 200}, {"own_tags": ["x" * 65]}, {"own_tags": [""]}],
 )
 def test_a_setting_that_wandb_refuses_is_a_mistake(setting: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"W&B refuses a setting .*(project|[tT]ag)"):
