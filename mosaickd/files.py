@@ -99,7 +99,7 @@ def user_cache() -> Path:
 
 
 def remove_temporaries(folder: Path, of: str = "") -> None:
-    """Remove what a killed `write_atomically` left below `folder`, or what it left of the file of
-    a name. Only whoever may write there may."""
-    for path in folder.rglob(f".{of}*.tmp"):
+    """Remove what a killed `write_atomically` left below `folder`, or what it left in it of the
+    file of a name. Only whoever may write there may."""
+    for path in folder.glob(f".{of}*.tmp") if of else folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)

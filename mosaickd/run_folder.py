@@ -37,6 +37,9 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> dict[str, An
         remove_temporaries(folder)
         if cfg.force:
             clear(folder)
+    else:  # but what a kill left of the first files that a run writes there
+        for first in (folder / "config.json", folder / HYDRA / "config.yaml"):
+            remove_temporaries(first.parent, of=first.name)
     before = {} if cfg.force else read_object(folder / "result.json")
     begun = checkpoint.exist(folder / "checkpoints" / "last.pt")
     if begun or before.get("status") == "finished":

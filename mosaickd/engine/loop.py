@@ -352,7 +352,7 @@ class Loop:
 
     def truncate_metrics(self) -> None:
         if distribution.is_first():
-            self.metrics.truncate(self.at.step)
+            self.metrics.truncate(self.at.step, self.at.evaluated)
 
 
 def by_class(classes: Sequence[str], measured: Accuracy, step: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaickd.files import write_atomically
+from mosaickd.vocabulary import STEP, TOP1
 
 
 class MetricsFile:
@@ -32,9 +33,14 @@ class MetricsFile:
                 break
         return records
 
-    def truncate(self, step: int) -> None:
-        """Keep the lines up to `step`."""
+    def truncate(self, step: int, evaluated: int) -> None:
+        """Keep what lies before a checkpoint: its step, and the last that was evaluated before it.
+        Where it was written before its step's evaluation, that one is to come again."""
         if not self.path.exists():
             return
-        kept = [json.dumps(r) + "\n" for r in self.read() if r["step"] <= step]
+        kept = [
+            json.dumps(r) + "\n"
+            for r in self.read()
+            if r[STEP] <= (evaluated if TOP1 in r else step)
+        ]
         write_atomically(self.path, lambda file: file.write("".join(kept).encode()))

@@ -41,6 +41,24 @@ def test_finished_is_skipped(cli: Cli, tiny: Tiny, run: Path) -> None:
     assert written(run) == before
 
 
+def test_what_a_kill_left_of_its_first_files_is_removed_and_nothing_else(
+    cli: Cli, tiny: Tiny
+) -> None:
+    """Killed while it wrote the first file: nothing in the folder says yet that it is a run's."""
+    folder = cli.folder / "run"
+    (folder / "below").mkdir(parents=True)
+    left = [folder / ".config.json.1a2b.tmp", folder / ".hydra" / ".config.yaml.3c4d.tmp"]
+    others = [folder / ".mine.tmp", folder / "below" / ".config.json.5e6f.tmp"]
+    (folder / ".hydra").mkdir()
+    for path in [*left, *others]:
+        path.touch()
+    cli(*tiny.scratch("hydra.run.dir=run", "method=nothing"), code=2)
+    assert all(path.exists() for path in left), "not before the run is accepted"
+    cli(*tiny.scratch(*STEPS))
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
 @pytest.mark.slow
 def test_how_a_run_is_watched_may_change(cli: Cli, tiny: Tiny, run: Path) -> None:
     before = written(run)

@@ -182,9 +182,22 @@ def test_metrics_after_the_checkpoint_and_half_lines_are_dropped_on_resume(tmp_p
         metrics.append({"step": step, "loss": step / 10})
     with metrics.path.open("a") as file:
         file.write('{"step": 60, "lo')
-    metrics.truncate(20)
+    metrics.truncate(20, 0)
     metrics.append({"step": 40, "loss": 0.5})
     lines = [json.loads(line) for line in metrics.path.read_text().splitlines()]
     assert lines == [
         {"step": 1, "loss": 0.1}, {"step": 20, "loss": 2.0}, {"step": 40, "loss": 0.5},
     ]  # fmt: skip
+
+
+def test_an_evaluation_that_comes_again_is_not_there_twice(tmp_path: Path) -> None:
+    """A run was stopped at step 20, before its evaluation; gone on, it was killed right after."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for line in ({"step": 10, "accuracy/top1": 5.0}, {"step": 20, "loss/student/kd": 1.0},
+                 {"step": 20, "accuracy/top1": 7.0}):  # fmt: skip
+        metrics.append(line)
+    metrics.truncate(20, evaluated=10)
+    assert [line.get("accuracy/top1") for line in metrics.read()] == [5.0, None]
+    metrics.append({"step": 20, "accuracy/top1": 7.0})
+    metrics.truncate(20, evaluated=20)
+    assert [line.get("accuracy/top1") for line in metrics.read()] == [5.0, None, 7.0]

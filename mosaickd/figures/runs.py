@@ -1,0 +1,142 @@
+"""The runs that a figure is drawn from, and what is said of those that it can't be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mosaickd.errors import UserError, printable
+from mosaickd.report.results import Run, collect
+from mosaickd.report.table import one_a_seed
+from mosaickd.report.words import short, shown
+
+LARGEST = 2**22  # bytes of a config.json; ours have some thousand
+
+#: The losses of the mosaic game that a run can do without, as they are called in its settings.
+LOSSES = ("local", "align", "adv", "balance")
+
+
+@dataclass
+class Chosen:
+    """Runs to draw, and why others are not among them."""
+
+    runs: list[Run] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(folders: Sequence[Path], *, finished: bool = True) -> Chosen:
+    """All runs below the folders. finished: only those that have come to their end.
+
+    Raises UserError where nothing is left, and says why.
+    """
+    found = collect(folders)
+    chosen = Chosen()
+    chosen.notes += [f"left out: {shown(path)}: {problem}" for path, problem in found.problems]
+    chosen.notes += [f"no run below {shown(path)}" for path in found.empty if not found.begun]
+    for run in found.runs:
+        if finished and not run.finished:
+            why = f"{run.status} at step {run.steps}" + (f" ({run.error})" if run.error else "")
+            chosen.notes.append(f"left out: {shown(run.folder)}: {why}")
+        else:
+            chosen.runs.append(run)
+    chosen.notes += [
+        f"left out: {shown(path)}: no result.json, at step {step}"
+        for path, step in found.begun.items()
+    ]
+    if finished:
+        chosen.runs, notes = one_a_seed(chosen.runs)
+        chosen.notes += notes
+    if not chosen.runs:
+        raise nothing(folders, chosen.notes, "no finished run" if finished else "no run")
+    return chosen
+
+
+def keep(chosen: Chosen, problem: Callable[[Run], str | None]) -> Chosen:
+    """Those runs that have no `problem`; what the others have becomes a note."""
+    kept = Chosen(notes=list(chosen.notes))
+    for run in chosen.runs:
+        if reason := problem(run):
+            kept.notes.append(f"left out: {shown(run.folder)}: {reason}")
+        else:
+            kept.runs.append(run)
+    if not kept.runs:
+        raise nothing([run.folder for run in chosen.runs], kept.notes, "no run that can be drawn")
+    return kept
+
+
+def nothing(folders: Iterable[Path], notes: Sequence[str], what: str) -> UserError:
+    """With the first reasons."""
+    reasons = [note.removeprefix("left out: ") for note in notes]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    said = f" ({'; '.join(reasons[:3])}{more})" if reasons else ""
+    return UserError(f"{what} below {', '.join(map(shown, list(folders)[:3]))}{said}")
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What config.json says; empty where there is none that can be read."""
+    path = run.folder / "config.json"
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def section(run: Run, name: str) -> dict[str, Any]:
+    """Of the settings; empty where there is none."""
+    found = settings(run).get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """None for what is none."""
+    return float(value) if type(value) in (int, float) else None
+
+
+def patch_size(run: Run) -> int | None:
+    """Pixels that one logit of its discriminator sees, at most the image; None: no discriminator,
+    or one that is not asked."""
+    image = section(run, "dataset").get("image_size")
+    if number(section(run, "method").get("local")) == 0 or type(image) is not int:
+        return None
+    settings = section(run, "discriminator")
+    if "patch_size" not in settings:
+        return None
+    size = settings["patch_size"]
+    return image if size is None else min(size, image) if type(size) is int else None
+
+
+def missing_losses(run: Run) -> tuple[str, ...]:
+    """Those whose weight is zero."""
+    weights = section(run, "method")
+    return tuple(name for name in LOSSES if number(weights.get(name)) == 0)
+
+
+def kind(run: Run) -> str:
+    """What a run is, among others of the same teacher, student and images."""
+    if run.method != "mosaic":
+        return short(run.method) + (f" on {run.ood}" if run.ood else "")
+    without = missing_losses(run)
+    if without:
+        return f"without {' and '.join(without)}"
+    size, image = patch_size(run), section(run, "dataset").get("image_size")
+    if size is None:
+        return short(run.method)
+    return "whole-image discriminator" if size == image else f"{size}×{size} patches"
+
+
+def class_names(run: Run) -> list[str]:
+    """From per_class.json; empty where there is none that can be read."""
+    try:
+        path = run.folder / "per_class.json"
+        if path.stat().st_size > LARGEST:
+            return []
+        rows = json.loads(path.read_text(encoding="utf-8"))["classes"]
+        return [printable(str(row["class"]), 24) for row in rows]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return []
