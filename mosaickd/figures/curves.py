@@ -32,7 +32,7 @@ def draw(chosen: Chosen) -> Drawing:
         panels.setdefault(panel, {}).setdefault(kind(run), []).append(run)
     lines: list[dict[str, Any]] = []
     with styled():
-        figure = new_figure(2.2 * len(panels))
+        figure = new_figure(2.6 * len(panels))
         axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
         for axis, (title, kinds) in zip(axes, panels.items(), strict=True):
             axis.grid(axis="y")
@@ -54,11 +54,11 @@ def draw(chosen: Chosen) -> Drawing:
                 ]  # fmt: skip
             teach(axis, [run for runs in kinds.values() for run in runs])
             axis.set_xlim(0, 100)
+            axis.set_xlabel("training done, %", labelpad=1)
             axis.set_ylabel("accuracy, %")
             if len(panels) > 1:
                 axis.set_title(title)
-            axis.legend(loc="lower right", handlelength=1.8)
-        axes[-1].set_xlabel("training done, %")
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=1.8)
     return Drawing(figure, {"lines": lines}, notes)
 
 

@@ -66,7 +66,7 @@ def draw(
             label = f"{names[one]} – {names.get(other, 'itself')}"
             lines.setdefault(label, []).append(frechet_distance(features[one], features[other]))
     with styled():
-        figure = new_figure(2.3)
+        figure = new_figure(2.6)
         axes = figure.subplots()
         axes.grid(axis="y")
         for i, (label, distances) in enumerate(lines.items()):
@@ -80,7 +80,7 @@ def draw(
         axes.minorticks_off()
         axes.set_xlabel("patch size, pixels")
         axes.set_ylabel("Fréchet distance")
-        axes.legend(handlelength=2.2)
+        figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
     numbers = {
         "run": shown(run.folder),
         "features": f"the penultimate ones of the teacher {run.teacher}, of patches enlarged to "

@@ -63,7 +63,8 @@ def write(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         content = io.BytesIO()
-        drawing.figure.savefig(content, format=kind, dpi=DOTS, metadata=metadata)
+        with styled():
+            drawing.figure.savefig(content, format=kind, dpi=DOTS, metadata=metadata)
         paths.append(folder / f"{name}.{kind}")
         write_bytes(paths[-1], content.getvalue())
     path = folder / f"{name}.json"

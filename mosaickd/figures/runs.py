@@ -127,7 +127,7 @@ def kind(run: Run) -> str:
     size, image = patch_size(run), section(run, "dataset").get("image_size")
     if size is None:
         return short(run.method)
-    return "whole-image discriminator" if size == image else f"{size}×{size} patches"
+    return f"{'whole-image' if size == image else f'{size}×{size} patch'} discriminator"
 
 
 def class_names(run: Run) -> list[str]:
