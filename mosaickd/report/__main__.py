@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _report(arguments)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # of `| head`; nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:

@@ -145,8 +145,10 @@ def draw_together(
     scale = Scale(values, bottom, TOP, 4)
     body = axis(scale, stop)
     ends = []
-    for i, curve in enumerate(curves):
-        body.append(line(thinned(curve.points, most), scale, last_step, curve.colour, stop, i))
+    for curve in curves:
+        body.append(
+            line(thinned(curve.points, most), scale, last_step, curve.colour, stop, curve.colour)
+        )
         ends.append((scale(curve.last), cut(curve.label), f"var(--line{curve.colour})"))
     if level:
         y = scale(level[1])

@@ -81,7 +81,8 @@ def accuracy_table(about: PerClass, level: int) -> list[str]:
     for row in ordered[:LISTED]:
         lines.append(
             f"<tr><th scope=row>{escape(row.name)}</th>"
-            f'<td class="number bar" style="--share:{row.percent:.1f}%">{row.percent:.1f}</td>'
+            f'<td class="number bar" '
+            f'style="background-size:{row.percent:.1f}% 100%">{row.percent:.1f}</td>'
             f"<td class=number>{row.right} of {row.images}</td></tr>"
         )
     lines.append("</tbody></table></div>")

@@ -41,7 +41,7 @@ function mark(run, step) {
 
 // ---------------------------------------------------------------- a page that stays up to date
 
-const PAUSE = 2000; // milliseconds between two questions to the server
+const PAUSE = 1000; // milliseconds between two questions to the server
 
 async function watch() {
   const status = document.getElementById("live");

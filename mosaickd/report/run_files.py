@@ -23,6 +23,8 @@ from mosaickd.report.results import Found, Run, files_below, load_result
 
 #: Bytes of a text that a page shows, and of a JSON file that it reads.
 TEXT, JSON = 2**17, 2**22
+#: Bytes of a command, and brackets in it: YAML is slow to read, above all what is nested.
+TYPED, NESTED = 2**15, 300
 #: The file that a process keeps touching while it holds a run's folder, and after how many seconds
 #: without that it is taken for dead: more than a lease has, as clocks of machines differ.
 OWNER, SILENT = ".owner", 90.0
@@ -131,8 +133,11 @@ def command(folder: Path) -> str | None:
     """What was typed, as far as it chose the run's settings."""
     import yaml  # type: ignore[import-untyped]
 
+    said = content(folder, ".hydra/overrides.yaml", TYPED) or b""
+    if said.count(b"[") + said.count(b"{") > NESTED:
+        return None
     try:
-        overrides = yaml.safe_load(content(folder, ".hydra/overrides.yaml", TEXT) or b"")
+        overrides = yaml.safe_load(said)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     if not isinstance(overrides, list):

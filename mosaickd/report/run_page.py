@@ -75,7 +75,7 @@ class RunPage:
             return printable(self.folder.resolve().name)
         run = self.run
         pair = f"{run.teacher} to {run.student}" if run.teacher else run.student
-        return f"{describe(vars(run))}: {pair}, seed {run.seed}"
+        return f"{describe(vars(run))}, {pair}, seed {run.seed}"
 
     @property
     def step(self) -> int:

@@ -62,6 +62,8 @@ def measured(folder: Path) -> Measured:
             found.classes[step] = counts
         for name, value in record.items():
             value = number(value)
+            if name.startswith("accuracy/") and not (value is not None and 0 <= value <= 100):
+                continue
             if value is not None and (name in by_name or len(by_name) < NAMES):
                 by_name.setdefault(name, {})[step] = value  # what was logged again is newer
     found.points = {printable(name, 80): sorted(v.items()) for name, v in by_name.items()}
@@ -73,7 +75,7 @@ def number(value: Any) -> float | None:
     """What is a finite number that can be drawn."""
     if type(value) not in (int, float) or not -1e100 < value < 1e100:
         return None
-    return float(value)
+    return float(value) if abs(value) > 1e-100 else 0.0
 
 
 def whole_numbers(value: Any) -> list[int] | None:

@@ -18,7 +18,7 @@ from mosaickd.report.table import build
 
 ADDRESS = "127.0.0.1"
 #: Seconds for which what was seen in the folders is believed.
-FRESH = 1.0
+FRESH = 0.5
 
 
 class Pages:
@@ -63,7 +63,6 @@ class Handler(BaseHTTPRequestHandler):
     """Two addresses to read: the page, and which version of it is the newest."""
 
     server: Server
-    protocol_version = "HTTP/1.1"
     server_version, sys_version = "mosaickd", ""
     timeout = 30  # of a connection that says nothing
 
@@ -110,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet: a question comes every two seconds."""
+        """Quiet: a question comes every second."""
 
 
 class Server(ThreadingHTTPServer):
@@ -141,9 +140,9 @@ def serve(folders: Sequence[Path], port: int, *, evaluation: str, everything: bo
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"port {port} is in use: choose another one, or 0 for any") from error
         raise UserError(f"can't serve on port {port}: {error.strerror or error}") from error
-    print(f"http://{ADDRESS}:{server.port}/ shows {', '.join(map(str, folders))}; Ctrl-C ends",
-          flush=True)  # fmt: skip
     try:
+        print(f"http://{ADDRESS}:{server.port}/ shows {', '.join(map(str, folders))}; Ctrl-C ends",
+              flush=True)  # fmt: skip
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         print()
