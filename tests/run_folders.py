@@ -33,7 +33,8 @@ def samples(folder: Path, steps: Sequence[int], *, tells: bool = True) -> None:
                 x = left + PADDING + i % COLUMNS * (SIZE + PADDING)
                 pixels[y : y + SIZE, x : x + SIZE] = colour
         said = PngInfo()
-        grids = [{"what": what, "left": left, "size": SIZE, "classes": [i % 4 for i in range(SHOWN)]}
+        classes = [i % 4 for i in range(SHOWN)]
+        grids = [{"what": what, "left": left, "size": SIZE, "classes": classes}
                  for what, left in (("synthetic", 0), ("images", width + GAP))]  # fmt: skip
         layout = {
             "step": step,

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +69,21 @@ def frames(folder: Path, most: int, budget: Budget) -> Frames:
     found = Frames(of=len(paths))
     if not paths:
         return found
-    cache: dict[bytes, Grid] = {}
-    newest: list[Grid] = []
+    newest: Sequence[Grid] = []
     while paths and not newest:  # the last that can be read says how large the others are
-        newest = _grids(folder, *paths[-1], found, cache)
+        newest = _grids(folder, paths[-1][1], found)
         last = paths.pop()
     cost = sum(len(grid.source) for grid in newest)
     if not newest or not budget.takes(cost):
         return found
-    affordable = 1 + budget.left // max(1, cost)
-    taken = [(last[0], newest)]
+    changing = sum(len(grid.source) for grid in newest if grid.what != "images")
+    affordable = 1 + budget.left // max(1, changing)
+    taken = [(last[0], list(newest))]
     for step, name in evenly(paths, min(most, affordable) - 1):
-        grids = _grids(folder, step, name, found, cache)
-        new = sum(len(grid.source) for grid in grids)
+        grids = _grids(folder, name, found)
+        new = sum(len(grid.source) for grid in grids if grid not in newest)
         if grids and budget.takes(new):
-            taken.append((step, grids))
+            taken.append((step, list(grids)))
     found.frames = sorted(taken, key=lambda frame: frame[0])
     _set_apart(found)
     return found
@@ -119,21 +120,29 @@ def _set_apart(found: Frames) -> None:
         ]
 
 
-def _grids(
-    folder: Path, step: int, name: str, found: Frames, cache: dict[bytes, Grid]
-) -> list[Grid]:
+def _grids(folder: Path, name: str, found: Frames) -> Sequence[Grid]:
     """A file's grids. One that can't be read has none, and is named."""
     try:
-        data = content(folder, name, LARGEST + 1)
-        if data is None:
-            raise ValueError("no file of this folder")
-        if len(data) > LARGEST:
-            raise ValueError("too large")
-        picture, layout = opened(data)
-        return [encoded(*part, cache) for part in parts(picture, layout)]
+        status = (folder / name).stat()
+        return _read(folder, name, (status.st_mtime_ns, status.st_size, status.st_ino))
     except Exception as error:  # Pillow raises what it likes on bytes that are no picture
         found.broken.append(f"{name}: {printable(str(error) or type(error).__name__, 120)}")
         return []
+
+
+@lru_cache(maxsize=512)
+def _read(folder: Path, name: str, version: tuple[int, ...]) -> tuple[Grid, ...]:
+    """Kept, for a page that is built again and again. version: of the file."""
+    data = content(folder, name, LARGEST + 1)
+    if data is None:
+        raise ValueError("no file of this folder")
+    if len(data) > LARGEST:
+        raise ValueError("too large")
+    picture, layout = opened(data)
+    return tuple(
+        encoded(what, np.ascontiguousarray(pixels).tobytes(), pixels.shape, zoom, classes)
+        for what, pixels, zoom, classes in parts(picture, layout)
+    )
 
 
 def opened(data: bytes) -> tuple[np.ndarray, dict[str, Any] | None]:
@@ -231,17 +240,15 @@ def enlargement(pixels: np.ndarray) -> int:
     return 1
 
 
+@lru_cache(maxsize=4)  # real images come again at each step
 def encoded(
-    what: str, pixels: np.ndarray, zoom: int, classes: tuple[int, ...], cache: dict[bytes, Grid]
+    what: str, data: bytes, shape: tuple[int, ...], zoom: int, classes: tuple[int, ...]
 ) -> Grid:
     """As WebP, each pixel twice where that is small: its colours are stored at half the size."""
     from PIL import Image
 
-    key = repr((what, pixels.shape, classes)).encode() + pixels.tobytes()
-    if key in cache:
-        return cache[key]
-    height, width = pixels.shape[:2]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    height, width = shape[:2]
+    image = Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
     if max(height, width) > WIDEST:
         image.thumbnail((WIDEST, WIDEST))
     elif max(height, width) <= DOUBLED:
@@ -249,7 +256,4 @@ def encoded(
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=QUALITY)
     source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    grid = Grid(what, source, (width * min(zoom, 3), height * min(zoom, 3)), classes)
-    if what == "images":  # the only ones that come again
-        cache[key] = grid
-    return grid
+    return Grid(what, source, (width * min(zoom, 3), height * min(zoom, 3)), classes)

@@ -11,11 +11,11 @@ from typing import Any
 from mosaickd import vocabulary
 from mosaickd.errors import printable
 from mosaickd.report import classes as by_class
-from mosaickd.report.charts import Series, draw_rows, draw_together, told
+from mosaickd.report import run_curves
 from mosaickd.report.markup import escape, facts, figure, paragraph
 from mosaickd.report.pictures import Budget, Frames, Grid, frames
 from mosaickd.report.run_files import Entry, command, moment, tail, text, written
-from mosaickd.report.series import Measured, Points, measured
+from mosaickd.report.series import Measured, measured
 from mosaickd.report.words import describe, percent, shown, times
 
 #: What each state is called, and what can be said about it.
@@ -236,66 +236,13 @@ class RunPage:
     # ---------------------------------------------------------------------- curves
 
     def curves(self) -> list[str]:
-        points, last = self.numbers.points, max(1, self.numbers.last_step)
-        figures = [*self.accuracy(points, last), *self.losses(last)]
-        rates = series(self.numbers.of(vocabulary.LEARNING_RATE))
-        if rates:
-            figures.append(self.rows("Learning rates", rates, last))
-        groups = (
-            ("Synthetic images", {
-                "classes seen": (vocabulary.FAKE_CLASSES_SEEN, ""),
-                "the teacher's confidence": (vocabulary.FAKE_CONFIDENCE, ""),
-            }),
-            ("Speed and memory", {
-                "images per second": (vocabulary.IMAGES_PER_SECOND, ""),
-                "seconds per step": (vocabulary.SECONDS_PER_STEP, "s"),
-                "peak memory": (vocabulary.PEAK_MEMORY, "MB"),
-            }),
-        )  # fmt: skip
-        for title, wanted in groups:
-            drawn = [Series(label, points[metric], unit, i % 8)
-                     for i, (label, (metric, unit)) in enumerate(wanted.items())
-                     if points.get(metric)]  # fmt: skip
-            if drawn:
-                figures.append(self.rows(title, drawn, last))
+        teacher = self.run.teacher_accuracy if self.run else None
+        drawn = run_curves.figures(self.numbers, teacher, self.room.points)
         lines = [self.heading("Curves", "curves")]
-        if not figures:
+        if not drawn:
             missing = "Nothing has been logged" + (" yet." if self.state == "running" else ".")
             return [*lines, paragraph(missing)]
-        return [*lines, "<div class=figures>", *figures, "</div>"]
-
-    def accuracy(self, points: dict[str, Points], last: int) -> list[str]:
-        drawn = [Series(label, points[metric], "%", i)
-                 for i, (label, metric) in enumerate((("top-1", vocabulary.TOP1),
-                                                      ("top-5", vocabulary.TOP5)))
-                 if points.get(metric)]  # fmt: skip
-        if not drawn:
-            return []
-        teacher = self.run.teacher_accuracy if self.run else None
-        level = ("teacher", teacher) if teacher is not None else None
-        alt = f"Accuracy over steps, in percent: {told(drawn)}"
-        alt += f" The teacher has {teacher:.2f} %." if teacher is not None else ""
-        svg = draw_together(drawn, last, self.room.points, level=level)
-        return [figure(svg, "Accuracy on test images, %", "", alt)]
-
-    def losses(self, last: int) -> list[str]:
-        """Of each player its losses, each on its own scale, and weighted, all on one."""
-        raw, weighted = (self.numbers.of(kind) for kind in (vocabulary.LOSS, vocabulary.WEIGHTED))
-        figures = []
-        for player in dict.fromkeys(name.partition("/")[0] for name in raw):
-            own = series({name: p for name, p in raw.items() if name.startswith(f"{player}/")})
-            figures.append(self.rows(f"{player}: losses", own, last))
-            same = series({n: p for n, p in weighted.items() if n.startswith(f"{player}/")})
-            if len(same) > 1:
-                svg = draw_together(same, last, self.room.points)
-                alt = f"Weighted losses of the {player} over steps: {told(same)}"
-                caption = "Weight times loss; what is minimised is their sum."
-                figures.append(figure(svg, f"{player}: weighted", caption, alt))
-        return figures
-
-    def rows(self, title: str, drawn: Sequence[Series], last: int) -> str:
-        svg = draw_rows(drawn, last, self.room.points)
-        return figure(svg, title, "", f"{title} over steps: {told(drawn)}")
+        return [*lines, "<div class=figures>", *drawn, "</div>"]
 
     # ---------------------------------------------------------------------- classes, settings
 
@@ -338,14 +285,6 @@ class RunPage:
             ("folder", shown(self.folder.resolve())),
         ]
         return [self.heading("Environment", "environment"), facts(pairs, "environment")]
-
-
-def series(found: dict[str, Points]) -> list[Series]:
-    """By the last part of their names, each with its colour."""
-    return [
-        Series(name.partition("/")[2] or name, points, "", i % 8)
-        for i, (name, points) in enumerate(found.items())
-    ]
 
 
 def value_of(value: Any) -> str:
