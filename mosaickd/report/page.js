@@ -60,7 +60,9 @@ async function watch() {
         status.textContent = "Kept up to date.";
       }
       lost = false;
+      status.setAttribute("aria-live", "off"); // not to be read out each second
     } catch {
+      status.setAttribute("aria-live", "polite");
       if (!lost) status.textContent = "The server doesn't answer: this is what it said last.";
       lost = true;
     }

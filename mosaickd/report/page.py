@@ -63,7 +63,7 @@ def page(
             f"<style>\n{asset('page.css')}</style>",
             "</head>",
             "<body>",
-            '<p id="live" role="status" hidden></p>',
+            '<p id="live" hidden></p>',
             "<main>",
             *sections,
             "</main>",
