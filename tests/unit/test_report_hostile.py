@@ -76,7 +76,7 @@ def test_results_of_other_versions_and_of_nobody(
         assert "61.5" in said, "the good one is there whatever stands beside it"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(content=st.binary(max_size=200), cut=st.integers(0, 700), at=st.integers(0, 700))
 def test_files_of_other_bytes(content: bytes, cut: int, at: int) -> None:
     with folder() as root:
@@ -98,7 +98,7 @@ LINES = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     changes=st.dictionaries(st.sampled_from([*KEYS, "total_steps", "memory_mb"]), ODD, max_size=4),
     lines=st.lists(LINES | ODD, max_size=6),

@@ -365,8 +365,7 @@ def test_files_of_anybody_never_become_markup_nor_end_the_report(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["per_class.json", ".hydra/overrides.yaml", ".hydra/config.yaml",
                                   "run.log", "metrics.jsonl"])  # fmt: skip
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[" * 200_000, b'{"step": 1}', b"null",
-                                     b"- " * 50_000, None])  # fmt: skip
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 200_000, b"- " * 50_000, None])
 def test_broken_files_leave_the_rest(tmp_path: Path, name: str, content: bytes | None) -> None:
     run = whole_run(tmp_path / "run", steps=(10,), status="failed")
     (run / name).unlink()
