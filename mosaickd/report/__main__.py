@@ -1,4 +1,5 @@
-"""python -m mosaickd.report FOLDER [FOLDER ...] [--best] [--all] [--format md] [--html FILE]"""
+"""python -m mosaickd.report FOLDER [FOLDER ...] [--best] [--all] [--format md] [--html [FILE]]
+[--serve PORT]"""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from mosaickd.errors import UserError
 from mosaickd.report.formats import FORMATS
 from mosaickd.report.results import collect
+from mosaickd.report.run_files import entries
 from mosaickd.report.table import Report, build
 from mosaickd.report.terminal import remarks, show_report, unfinished_lines
 
@@ -33,16 +35,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, help="print this instead of a terminal's table"
     )
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a page with tables and plots"
+    page = parser.add_mutually_exclusive_group()
+    page.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also write a page with tables, curves and pictures, here or into the first folder",
     )
-    arguments = parser.parse_args(argv)
+    page.add_argument(
+        "--serve", type=_port, metavar="PORT",
+        help="show that page at http://127.0.0.1:PORT, up to date while runs go on",
+    )  # fmt: skip
+    arguments = parser.parse_intermixed_args(_with_folders(sys.argv[1:] if argv is None else argv))
     for stream in (sys.stdout, sys.stderr):  # a ± must not end a report in a terminal without one
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         _report(arguments)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # of `| head`; nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
@@ -51,11 +64,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
+def _with_folders(argv: Sequence[str]) -> list[str]:
+    """`--html FOLDER`: that is what to report on, not the file to write."""
+    words = list(argv)
+    for i, word in enumerate(words):
+        last = i + 1 == len(words)
+        if word == "--html" and not last and not _names_a_file(words[i + 1], words):
+            words[i] = "--html="
+    return words
+
+
+def _names_a_file(word: str, words: Sequence[str]) -> bool:
+    """Whether what stands behind --html can be a page; what doesn't look like one is a folder if
+    there is no other."""
+    if Path(word).is_dir():
+        return False
+    others = [w for w in words if w != word and not w.startswith("-")]
+    return Path(word).suffix.lower() in (".html", ".htm") or any(Path(w).is_dir() for w in others)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:6]) < 2**16):
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     folders: list[Path] = arguments.folders
+    evaluation = "best" if arguments.best else "last"
+    if arguments.serve is not None:
+        from mosaickd.report.serve import serve
+
+        serve(folders, arguments.serve, evaluation=evaluation, everything=arguments.all)
+        return
     found = collect(folders)
-    report = build(found, evaluation="best" if arguments.best else "last", everything=arguments.all)
-    if not found.runs:
+    report = build(found, evaluation=evaluation, everything=arguments.all)
+    with_page = arguments.html is not None
+    runs = entries(found, folders) if with_page else []
+    if not found.runs and not runs:
         _to_stderr([line for line in remarks(report) if not line.startswith("note:")])
         _to_stderr(unfinished_lines(report))
         what = "no result.json that can be read" if found.problems else "no result.json"
@@ -65,12 +111,28 @@ def _report(arguments: argparse.Namespace) -> None:
         _to_stderr([*unfinished_lines(report), *remarks(report)])
     else:
         show_report(report, _title(report, folders))
-    if arguments.html:
+    if with_page:
         from mosaickd.report.page import page  # draws with matplotlib, which takes a second
 
-        arguments.html.parent.mkdir(parents=True, exist_ok=True)
-        arguments.html.write_text(page(report, folders), encoding="utf-8")
-        print(f"page: {arguments.html}", file=sys.stderr if arguments.format else sys.stdout)
+        path = Path(arguments.html) if arguments.html else folders[0] / "report.html"
+        _write(path, page(report, runs, folders))
+        print(f"page: {path}", file=sys.stderr if arguments.format else sys.stdout)
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or, where that can't be, none."""
+    if path.is_dir():
+        raise UserError(f"--html {path}: that is a folder; name the file, or nothing")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # /dev/stdout
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path.resolve())
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _title(report: Report, folders: list[Path]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def test_results_of_other_versions_and_of_nobody(
         assert "61.5" in said, "the good one is there whatever stands beside it"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(content=st.binary(max_size=200), cut=st.integers(0, 700), at=st.integers(0, 700))
 def test_files_of_other_bytes(content: bytes, cut: int, at: int) -> None:
     with folder() as root:
@@ -86,6 +87,41 @@ def test_files_of_other_bytes(content: bytes, cut: int, at: int) -> None:
         path.write_bytes(whole[:at] + content + whole[at + cut :])
         (root / "odd" / "metrics.jsonl").write_bytes(content)
         assert "61.5" in answered(root, "--format", "csv")
+
+
+LINES = st.dictionaries(
+    st.sampled_from(["step", "time", "accuracy/top1", "fakes/classes", "loss/student/kd", "loss/a",
+                     "lr/student", "weighted/student/kd", "weighted/student/x", "memory/peak_mb",
+                     "losses", "accuracy"])
+    | st.text(max_size=9),
+    ODD | st.integers(1, 50) | st.lists(st.integers(0, 9)),
+)  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    changes=st.dictionaries(st.sampled_from([*KEYS, "total_steps", "memory_mb"]), ODD, max_size=4),
+    lines=st.lists(LINES | ODD, max_size=6),
+    by_class=st.fixed_dictionaries(
+        {"step": ODD, "classes": st.lists(st.fixed_dictionaries(
+            {"class": ODD, "images": ODD | st.integers(0, 9), "right": ODD | st.integers(0, 9)}))}
+    ) | ODD,
+)  # fmt: skip
+def test_a_page_of_odd_numbers(changes: dict[str, Any], lines: list[Any], by_class: Any) -> None:
+    with folder() as root:
+        run = root / "run"
+        (run / "result.json").parent.mkdir()
+        result = write(run / "made") | changes
+        (run / "made" / "result.json").replace(run / "result.json")
+        (run / "result.json").write_text(json.dumps(result))
+        (run / "per_class.json").write_text(json.dumps(by_class))
+        steps = [{"step": i + 1} | line if isinstance(line, dict) else line
+                 for i, line in enumerate(lines)]  # fmt: skip
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+        said = answered(root, "--html")
+        assert "page: " in said
+        text = (root / "report.html").read_text(encoding="utf-8")
+        assert "nan" not in " ".join(re.findall(r'<path[^>]* d="([^"]*)"', text))
 
 
 def test_what_is_no_file_and_what_is_too_large(tmp_path: Path) -> None:

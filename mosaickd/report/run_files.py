@@ -1,0 +1,207 @@
+"""What a run's folder tells beside its result.json: read in small amounts, and not believed.
+
+A folder may come from anywhere: a file that isn't a plain one, is too large, or is a link to
+something outside of the folder is as if it weren't there, or is named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import stat
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mosaickd.errors import UserError, printable
+from mosaickd.report.results import Found, Run, files_below, load_result
+
+#: Bytes of a text that a page shows, and of a JSON file that it reads.
+TEXT, JSON = 2**17, 2**22
+#: Bytes of a command, and brackets in it: YAML is slow to read, above all what is nested.
+TYPED, NESTED = 2**15, 300
+#: The file that a process keeps touching while it holds a run's folder, and after how many seconds
+#: without that it is taken for dead: more than a lease has, as clocks of machines differ.
+OWNER, SILENT = ".owner", 90.0
+#: What becomes of a folder as it runs. A page is built anew when one of these has changed.
+WATCHED = ("result.json", "metrics.jsonl", "per_class.json", "run.log", "samples", OWNER,
+           "config.json", ".hydra/config.yaml", ".hydra/overrides.yaml")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run's folder. run: None where there is no result.json that can be read."""
+
+    folder: Path
+    run: Run | None
+    problem: str | None = None  # with its result.json
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What result.json holds beside what a Run has."""
+        if self.run is None:
+            return {}
+        try:
+            return load_result(self.folder / "result.json")
+        except (OSError, UserError):  # it was replaced a moment ago
+            return {}
+
+    @property
+    def state(self) -> str:
+        """finished, failed, interrupted, running, killed; or whatever else a version may write."""
+        if self.run is not None and self.run.status != "running":
+            return self.run.status
+        if self.problem:
+            return "unreadable"
+        return "running" if alive(self.folder) else "killed"
+
+
+def entries(found: Found, roots: Iterable[Path]) -> list[Entry]:
+    """All runs below the roots, also those that have written nothing but their settings yet."""
+    known = {run.folder: Entry(run.folder, run) for run in found.runs}
+    known |= {path.parent: Entry(path.parent, None, words) for path, words in found.problems}
+    known |= {folder: Entry(folder, None) for folder in found.begun}
+    seen = {folder.resolve() for folder in known}
+    for root in roots:
+        for path in files_below(root, "config.json"):
+            folder = path.parent
+            if folder.resolve() not in seen and (folder / ".hydra" / "config.yaml").is_file():
+                seen.add(folder.resolve())
+                known[folder] = Entry(folder, None)
+    return [known[folder] for folder in sorted(known)]
+
+
+def content(folder: Path, name: str, size: int, *, end: bool = False) -> bytes | None:
+    """The first `size` bytes of a file of the folder, or the last; None where there is none.
+
+    A link that leads out of the folder is none: a page would show what nobody put there.
+    """
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return None
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError, RuntimeError):
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+                return None
+            if end:
+                file.seek(max(0, status.st_size - size))
+            return file.read(size)
+        except OSError:
+            return None
+
+
+def text(folder: Path, name: str) -> str:
+    """A text file, cut where it is longer than a page has room for; empty where there is none."""
+    found = content(folder, name, TEXT + 1) or b""
+    more = "\n[…]" if len(found) > TEXT else ""
+    return readable(found[:TEXT].decode(errors="replace")) + more
+
+
+def tail(folder: Path, name: str, lines: int = 40) -> str:
+    """The last lines of a text file."""
+    found = (content(folder, name, 2**14, end=True) or b"").decode(errors="replace")
+    return readable("\n".join(found.splitlines()[-lines:]))
+
+
+def readable(words: str) -> str:
+    """Without control characters; lines and indentation stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in words).strip("\n")
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """None where there is no JSON of a sensible size."""
+    found = content(folder, name, JSON + 1)
+    if found is None or len(found) > JSON:
+        return None
+    try:
+        return json.loads(found)
+    except (ValueError, RecursionError):
+        return None
+
+
+def command(folder: Path) -> str | None:
+    """What was typed, as far as it chose the run's settings."""
+    import yaml  # type: ignore[import-untyped]
+
+    said = content(folder, ".hydra/overrides.yaml", TYPED) or b""
+    if said.count(b"[") + said.count(b"{") > NESTED:
+        return None
+    try:
+        overrides = yaml.safe_load(said)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    if not isinstance(overrides, list):
+        return None
+    words = [printable(word, 2000) for word in overrides[:1000] if isinstance(word, str)]
+    return shlex.join(["python", "run.py", *words])
+
+
+# ----------------------------------------------------------------------------- who is at work there
+
+
+def alive(folder: Path) -> bool:
+    """Whether a process holds the folder: its file was touched, and of this machine's processes
+    it is one."""
+    found = content(folder, OWNER, 4096)
+    touched = written(folder / OWNER)
+    if found is None or touched is None or time.time() - touched > SILENT:
+        return False
+    said = dict(
+        line.split("=", 1) for line in found.decode(errors="replace").splitlines() if "=" in line
+    )
+    number = said.get("pid", "")
+    if said.get("host") != socket.gethostname() or not (number.isdigit() and len(number) < 10):
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process
+        pass
+    return True
+
+
+def written(path: Path) -> float | None:
+    """When a file was written last, in seconds since 1970."""
+    try:
+        return path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+
+
+def moment(seconds: float | None) -> str:
+    """2026-03-14 09:26:53 UTC"""
+    try:
+        return (
+            f"{datetime.fromtimestamp(seconds or 0, UTC):%Y-%m-%d %H:%M:%S} UTC" if seconds else ""
+        )
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def signature(folder: Path) -> tuple[object, ...]:
+    """What differs as soon as something in the folder has changed that a page shows."""
+    marks: list[object] = [alive(folder)]
+    for name in WATCHED if alive(folder) else [name for name in WATCHED if name != OWNER]:
+        try:
+            status = (folder / name).stat()
+        except (OSError, ValueError):
+            continue
+        # The owner's mark is touched every few seconds, and says nothing new each time.
+        marks.append((name, status.st_ino) if name == OWNER else
+                     (name, status.st_mtime_ns, status.st_size))  # fmt: skip
+    return tuple(marks)
+
+
+def signatures(found: Sequence[Entry]) -> tuple[object, ...]:
+    return tuple((str(entry.folder), signature(entry.folder)) for entry in found)
