@@ -10,9 +10,9 @@ import numpy as np
 
 from mosaickd.errors import UserError
 from mosaickd.figures.drawing import write_bytes
-from mosaickd.figures.grids import SampleGrid, Unreadable, grids, read
 from mosaickd.figures.runs import nothing
 from mosaickd.report.results import Run
+from mosaickd.report.sample_grids import Images, Unreadable, of_kind, samples
 from mosaickd.report.words import shown
 
 Kind = Literal["gif", "mp4"]
@@ -21,21 +21,19 @@ HOLD = 3  # times as long as the others is the last frame shown
 FRAMES = 200  # at most
 
 
-def frames(run: Run) -> tuple[list[SampleGrid], list[str]]:
+def frames(run: Run) -> tuple[list[tuple[int, Images]], list[str]]:
     """What can be shown of a run, in order; and what can't."""
     found, notes = [], []
-    for path in grids(run.folder):
+    for step, name in samples(run.folder):
         try:
-            found.append(read(path))
+            found.append((step, of_kind(run.folder, name)))
         except Unreadable as error:
-            notes.append(f"left out: {error}")
+            notes.append(f"left out: {shown(run.folder)}: {error}")
     if not found:
         raise nothing([run.folder], notes or ["it has no samples"], "no synthetic images")
-    sizes = {(len(grid.images), grid.images.shape[1]) for grid in found}
-    if len(sizes) > 1:
-        last = (len(found[-1].images), found[-1].images.shape[1])
+    if len({grid.pixels.shape for _, grid in found}) > 1:
         notes.append(f"{shown(run.folder)}: grids of several sizes; those like the last are shown")
-        found = [g for g in found if (len(g.images), g.images.shape[1]) == last]
+        found = [one for one in found if one[1].pixels.shape == found[-1][1].pixels.shape]
     if len(found) > FRAMES:
         every = np.linspace(0, len(found) - 1, FRAMES).round().astype(int)
         notes.append(f"{shown(run.folder)}: {FRAMES} of its {len(found)} grids are shown")
@@ -50,7 +48,7 @@ def write(
     if not 0.02 <= seconds <= 60:
         raise UserError(f"--seconds must be between 0.02 and 60, got {seconds:g}")
     found, notes = frames(run)
-    pictures = [frame(grid, columns) for grid in found]
+    pictures = [frame(step, grid.pixels, columns) for step, grid in found]
     path = folder / f"animation.{kind}"
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "gif":
@@ -65,15 +63,15 @@ def write(
     return path, notes
 
 
-def frame(grid: SampleGrid, columns: int) -> Any:
+def frame(step: int, images: np.ndarray, columns: int) -> Any:
     """The images in rows, enlarged, with the step below them. -> a PIL image."""
     from PIL import Image, ImageDraw, ImageFont
 
-    count, size = len(grid.images), grid.images.shape[1]
+    count, size = len(images), images.shape[1]
     columns = min(columns, count)
     rows = -(-count // columns)
     canvas = np.full((rows * (size + 1) + 1, columns * (size + 1) + 1, 3), 255, np.uint8)
-    for i, image in enumerate(grid.images):
+    for i, image in enumerate(images):
         top, left = 1 + (i // columns) * (size + 1), 1 + (i % columns) * (size + 1)
         canvas[top : top + size, left : left + size] = image
     zoom = max(1, -(-WIDTH // canvas.shape[1]))
@@ -81,7 +79,7 @@ def frame(grid: SampleGrid, columns: int) -> Any:
     even = (picture.width + picture.width % 2, picture.height + 28 + picture.height % 2)
     framed = Image.new("RGB", even, "white")  # a film has even sides
     framed.paste(picture, (0, 0))
-    text = f"step {grid.step}"
+    text = f"step {step}"
     ImageDraw.Draw(framed).text(
         (8, picture.height + 5), text, fill="#1c2330", font=ImageFont.load_default(16)
     )

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mosaickd.figures.drawing import COLUMN, MUTED, Drawing, new_figure, styled
-from mosaickd.figures.grids import SampleGrid, Unreadable, newest
 from mosaickd.figures.runs import Chosen, class_names, keep, kind
 from mosaickd.report.results import Run
+from mosaickd.report.sample_grids import Images, Unreadable, newest
 from mosaickd.report.words import percent, shown
 
 MOST = 6  # runs in a figure
@@ -22,11 +22,12 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
     rows, columns: at most so many classes, and images of each. Shown are the classes that most
     runs have images of; a place stays empty where a run's grid has no image of that class.
     """
-    grids: dict[Run, SampleGrid] = {}
+    steps: dict[Run, int] = {}
+    grids: dict[Run, Images] = {}
 
     def problem(run: Run) -> str | None:
         try:
-            grids[run] = newest(run.folder, what)
+            steps[run], grids[run] = newest(run.folder, what)
         except Unreadable as error:
             return str(error)
         return None
@@ -46,7 +47,7 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
             axis.imshow(block(grids[run], classes, columns), interpolation="nearest")
             axis.set_title(labels[run], fontsize=7)
             axis.set_xticks([])
-            size = grids[run].images.shape[1] + 1
+            size = grids[run].pixels.shape[1] + 1
             where = [size * (i + 0.5) for i in range(len(classes))]
             shown_names = [names[c] if c < len(names) else str(c) for c in classes]
             axis.set_yticks(where, shown_names if place == 0 else [])
@@ -60,7 +61,7 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
             {
                 "run": shown(run.folder),
                 "label": labels[run],
-                "step": grids[run].step,
+                "step": steps[run],
                 "accuracy": run.last,
                 "images": len(grids[run].classes),
                 "images_by_class": {str(c): n for c, n in sorted(counts(grids[run]).items())},
@@ -71,12 +72,12 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
     return Drawing(figure, numbers, notes)
 
 
-def counts(grid: SampleGrid) -> Counter[int]:
+def counts(grid: Images) -> Counter[int]:
     """How many images of each class there are."""
     return Counter(grid.classes)
 
 
-def common(grids: Sequence[SampleGrid], most: int) -> list[int]:
+def common(grids: Sequence[Images], most: int) -> list[int]:
     """The classes that the runs have the most images of, in the run that has the fewest; sorted."""
     found = [counts(grid) for grid in grids]
     classes = sorted(set().union(*found))
@@ -85,15 +86,15 @@ def common(grids: Sequence[SampleGrid], most: int) -> list[int]:
     return sorted(sorted(classes, key=lambda c: (-fewest[c], -total[c], c))[:most])
 
 
-def block(grid: SampleGrid, classes: Sequence[int], columns: int) -> np.ndarray:
+def block(grid: Images, classes: Sequence[int], columns: int) -> np.ndarray:
     """White between the images, and where there is none. -> uint8 [H, W, 3]."""
-    size = grid.images.shape[1]
+    size = grid.pixels.shape[1]
     pixels = np.full((len(classes) * (size + 1), columns * (size + 1), 3), 255, np.uint8)
     for row, wanted in enumerate(classes):
         places = [i for i, c in enumerate(grid.classes) if c == wanted][:columns]
         for column, i in enumerate(places):
             top, left = row * (size + 1), column * (size + 1)
-            pixels[top : top + size, left : left + size] = grid.images[i]
+            pixels[top : top + size, left : left + size] = grid.pixels[i]
     return pixels
 
 

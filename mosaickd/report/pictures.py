@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,15 +17,11 @@ from typing import Any
 import numpy as np
 
 from mosaickd.errors import printable
-from mosaickd.report.run_files import content
-from mosaickd.report.series import CLASSES
+from mosaickd.report.sample_grids import read, samples
 
-#: Bytes of a PNG, pixels of a picture, and pictures in a folder that are looked at.
-LARGEST, PIXELS, FILES = 2**25, 2**24, 100_000
 #: Pixels that a picture in a page has at most across, and from where on it isn't doubled.
 WIDEST, DOUBLED = 1600, 700
 QUALITY = 85
-NAME = re.compile(r"step(\d{1,15})\.png", re.ASCII)
 
 
 @dataclass
@@ -89,19 +83,6 @@ def frames(folder: Path, most: int, budget: Budget) -> Frames:
     return found
 
 
-def samples(folder: Path) -> list[tuple[int, str]]:
-    """Steps and names of the pictures in a run's folder, in order."""
-    found = []
-    try:
-        with_names = sorted(path.name for path in (folder / "samples").iterdir())[:FILES]
-    except (OSError, ValueError):
-        return []
-    for name in with_names:
-        if match := NAME.fullmatch(name):
-            found.append((int(match[1]), f"samples/{name}"))
-    return sorted(found)
-
-
 def evenly(items: Sequence[Any], number: int) -> list[Any]:
     """`number` of them from the first on, the gaps as equal as can be."""
     if number >= len(items):
@@ -125,7 +106,7 @@ def _grids(folder: Path, name: str, found: Frames) -> Sequence[Grid]:
     try:
         status = (folder / name).stat()
         return _read(folder, name, (status.st_mtime_ns, status.st_size, status.st_ino))
-    except Exception as error:  # Pillow raises what it likes on bytes that are no picture
+    except (OSError, ValueError) as error:
         found.broken.append(f"{name}: {printable(str(error) or type(error).__name__, 120)}")
         return []
 
@@ -133,96 +114,26 @@ def _grids(folder: Path, name: str, found: Frames) -> Sequence[Grid]:
 @lru_cache(maxsize=512)
 def _read(folder: Path, name: str, version: tuple[int, ...]) -> tuple[Grid, ...]:
     """Kept, for a page that is built again and again. version: of the file."""
-    data = content(folder, name, LARGEST + 1)
-    if data is None:
-        raise ValueError("no file of this folder")
-    if len(data) > LARGEST:
-        raise ValueError("too large")
-    picture, layout = opened(data)
+    picture = read(folder, name)
+    if not picture.grids:  # the whole as it is, but for its enlargement
+        zoom = enlargement(picture.pixels)
+        small = picture.pixels[zoom // 2 :: zoom, zoom // 2 :: zoom]
+        return (encoded("", np.ascontiguousarray(small).tobytes(), small.shape, zoom, ()),)
+    drawn = [(images, side_by_side(images.pixels, images.columns)) for images in picture.grids]
     return tuple(
-        encoded(what, np.ascontiguousarray(pixels).tobytes(), pixels.shape, zoom, classes)
-        for what, pixels, zoom, classes in parts(picture, layout)
+        encoded(images.what, whole.tobytes(), whole.shape, images.zoom, images.classes)
+        for images, whole in drawn
     )
 
 
-def opened(data: bytes) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """Pixels [H, W, 3] of a PNG, and what it says of them."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        if image.width * image.height > PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels are too many")
-        said = image.info.get("mosaickd")
-        pixels = np.asarray(image.convert("RGB"))
-    try:
-        layout = json.loads(said) if isinstance(said, str) else None
-    except (ValueError, RecursionError):
-        layout = None
-    return pixels, layout if isinstance(layout, dict) else None
-
-
-Part = tuple[
-    str, np.ndarray, int, tuple[int, ...]
-]  # what, RGBA, pixels of the page a pixel, classes
-
-
-def parts(pixels: np.ndarray, layout: dict[str, Any] | None) -> list[Part]:
-    """The grids of a picture, each without its enlargement and its white frame; where the file
-    doesn't say how it is laid out, or says what can't be, the whole as it is."""
-    if layout is not None and (found := _parts_as_said(pixels, layout)):
-        return found
-    zoom = enlargement(pixels)
-    return [("", pixels[zoom // 2 :: zoom, zoom // 2 :: zoom], zoom, ())]
-
-
-def _parts_as_said(pixels: np.ndarray, layout: dict[str, Any]) -> list[Part]:
-    names = ("zoom", "padding", "columns")
-    zoom, padding, columns = (layout.get(name, 0) for name in names)
-    grids = layout.get("grids")
-    if not (_between(zoom, 1, 64) and _between(padding, 0, 64) and _between(columns, 1, 1000)):
-        return []
-    if not isinstance(grids, list) or not 0 < len(grids) <= 8:
-        return []
-    small = pixels[zoom // 2 :: zoom, zoom // 2 :: zoom]
-    found: list[Part] = []
-    for grid in grids:
-        if not isinstance(grid, dict):
-            return []
-        what, classes = grid.get("what"), grid.get("classes")
-        left, size = grid.get("left", -1), grid.get("size", 0)
-        if not (_between(left, 0, PIXELS) and _between(size, 1, 4096) and isinstance(classes, list)
-                and 0 < len(classes) <= 10_000
-                and all(_between(n, 0, CLASSES) for n in classes)):  # fmt: skip
-            return []
-        whole = _without_frame(small, left, size, padding, columns, len(classes))
-        if whole is None:
-            return []
-        known = what if what in ("synthetic", "images") else ""
-        found.append((known, whole, zoom, tuple(classes)))
-    return found
-
-
-def _between(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _without_frame(
-    picture: np.ndarray, left: int, size: int, padding: int, columns: int, count: int
-) -> np.ndarray | None:
-    """Images one pixel apart, with nothing between: white would glare on a dark page."""
+def side_by_side(images: np.ndarray, columns: int) -> np.ndarray:
+    """One pixel apart, with nothing between: white would glare on a dark page. RGBA [H, W, 4]."""
+    count, size = len(images), images.shape[1]
     columns = min(columns, count)
     rows = -(-count // columns)
-    if left + columns * (size + padding) > picture.shape[1]:
-        return None
-    if rows * (size + padding) > picture.shape[0]:
-        return None
     whole = np.zeros((rows * (size + 1) - 1, columns * (size + 1) - 1, 4), dtype=np.uint8)
-    for i in range(count):
+    for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        y, x = padding + row * (size + padding), left + padding + column * (size + padding)
-        image = picture[y : y + size, x : x + size]
-        if image.shape[:2] != (size, size):
-            return None
         cell = whole[row * (size + 1) :, column * (size + 1) :][:size, :size]
         cell[..., :3], cell[..., 3] = image, 255
     return whole

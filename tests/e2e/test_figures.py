@@ -86,8 +86,8 @@ def test_the_teachers_view_in_a_plane(projection: str, played: Path, tmp_path: P
 def test_a_revived_run_makes_what_it_made(played: Path) -> None:
     """Its generator is the checkpoint's: on the noise of the sample grids it makes their images."""
     from mosaickd.build import derived_seed
-    from mosaickd.figures.grids import newest
     from mosaickd.methods.base import Latents
+    from mosaickd.report.sample_grids import newest
 
     revived = Revived(played, device="cpu")
     seed = derived_seed(revived.cfg.seed, "samples")
@@ -95,8 +95,8 @@ def test_a_revived_run_makes_what_it_made(played: Path) -> None:
     with torch.no_grad():
         made = revived.parts.in_domain.inverse(revived.played.synthesize(noise)).clamp(0, 1)
     pixels = made.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    shown = newest(played).images
-    assert sorted(map(bytes, pixels)) == sorted(map(bytes, shown))
+    _, shown = newest(played)
+    assert sorted(map(bytes, pixels)) == sorted(map(bytes, shown.pixels))
     assert not np.array_equal(revived.synthetic(100), revived.synthetic(100)[::-1])
     assert np.array_equal(revived.synthetic(7), revived.synthetic(300)[:7]), "of the same noise"
 

@@ -18,7 +18,7 @@ from mosaickd.engine.samples import Grid, save_grids
 from mosaickd.figures.__main__ import main
 from mosaickd.figures.domains import frechet_distance
 from mosaickd.figures.drawing import COLUMN, DOTS
-from mosaickd.figures.grids import Unreadable, read
+from mosaickd.report.sample_grids import Unreadable, of_kind, read
 
 WEIGHTS = {"adv": 1.0, "align": 1.0, "local": 1.0, "balance": 10.0}
 CLASSES = list("ABCDEF")
@@ -89,11 +89,10 @@ def test_what_a_grid_was_drawn_of_is_read_from_it_again(
 ) -> None:
     classes = sorted(i % 5 for i in range(count))
     pixels = sample(tmp_path, 7, classes, size)
-    grid = read(tmp_path / "samples" / "step0000007.png")
-    assert grid.step == 7
-    assert grid.classes == classes
-    assert np.array_equal(grid.images, pixels.permute(0, 2, 3, 1).numpy())
-    assert len(read(tmp_path / "samples" / "step0000007.png", "images").images) == 30
+    name = "samples/step0000007.png"
+    assert list(of_kind(tmp_path, name).classes) == classes
+    assert np.array_equal(of_kind(tmp_path, name).pixels, pixels.permute(0, 2, 3, 1).numpy())
+    assert len(of_kind(tmp_path, name, "images").pixels) == 30
 
 
 ODD = {
@@ -105,8 +104,8 @@ ODD = {
 @pytest.mark.parametrize("content", ODD.values(), ids=ODD)
 def test_what_is_no_grid_is_told(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "step1.png").write_bytes(content)
-    with pytest.raises(Unreadable, match="no sample grid"):
-        read(tmp_path / "step1.png")
+    with pytest.raises(Unreadable, match="no picture"):
+        read(tmp_path, "step1.png")
 
 
 @pytest.mark.parametrize(
@@ -123,8 +122,9 @@ def test_a_grid_that_says_nonsense_is_told(text: str, tmp_path: Path) -> None:
     said = PngInfo()
     said.add_text("mosaickd", text)
     Image.new("RGB", (40, 40)).save(tmp_path / "step1.png", pnginfo=said)
-    with pytest.raises(Unreadable):
-        read(tmp_path / "step1.png")
+    assert read(tmp_path, "step1.png").grids == ()
+    with pytest.raises(Unreadable, match="doesn't say what it shows"):
+        of_kind(tmp_path, "step1.png")
 
 
 # ------------------------------------------------------------------------------ samples
@@ -248,7 +248,7 @@ def test_an_animation_has_a_frame_an_evaluation(
     (folder / "samples" / "step0000025.png").write_bytes(b"cut short")
     main(["animation", str(folder), "--out", str(tmp_path / "out"), "--seconds", "0.5"])
     said = capsys.readouterr()
-    assert "step0000025.png: no sample grid" in said.err
+    assert "step0000025.png: no picture" in said.err
     with Image.open(said.out.strip()) as image:
         assert image.n_frames == 3
         durations = []
