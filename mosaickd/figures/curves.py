@@ -9,11 +9,11 @@ import numpy as np
 from mosaickd.figures.ablations import setting, teach
 from mosaickd.figures.drawing import COLOURS, Drawing, new_figure, styled
 from mosaickd.figures.runs import Chosen, keep, kind
+from mosaickd.report.plots import DASHES, together
 from mosaickd.report.results import Run, evaluations
 from mosaickd.report.words import shown
 
 MOST = len(COLOURS)  # lines before it becomes hard to read
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 def draw(chosen: Chosen) -> Drawing:
@@ -65,20 +65,3 @@ def draw(chosen: Chosen) -> Drawing:
 def ending(runs: list[Run], curves: dict[Run, list[tuple[int, float]]]) -> float:
     """The mean of the last evaluations."""
     return float(np.mean([curves[run][-1][1] for run in runs]))
-
-
-def together(curves: list[list[tuple[int, float]]]) -> tuple[Any, Any, Any, Any]:
-    """Mean, lowest and highest of several curves, by the share of the training that is done (%).
-
-    What was evaluated at other steps is interpolated, but not before its first evaluation.
-    """
-    shares = [[100 * step / curve[-1][0] for step, _ in curve] for curve in curves]
-    done = np.unique(np.round(np.concatenate(shares), 6))
-    done = done[done >= max(share[0] for share in shares) - 1e-6]
-    values = np.stack(
-        [
-            np.interp(done, share, [accuracy for _, accuracy in curve])
-            for share, curve in zip(shares, curves, strict=True)
-        ]
-    )
-    return done, values.mean(0), values.min(0), values.max(0)

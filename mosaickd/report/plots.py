@@ -134,7 +134,7 @@ def draw_panel(panel: Panel, name: str) -> str:
             number = _colour(line.method, taken)
             colour, dash = f"#fe02{number:02x}", DASHES[number // 2]
             taken.append(number)
-            done, mean, low, high = _together(line)
+            done, mean, low, high = together(line.curves)
             later = done >= min(EARLY, done[-1])
             heights += [*low[later], *high[later], *([line.paper] if line.paper else [])]
             if len(line.curves) > 1:
@@ -166,16 +166,16 @@ def _colour(method: str, taken: Sequence[int]) -> int:
     return free[0] if free else own
 
 
-def _together(line: Line) -> tuple[Any, Any, Any, Any]:
-    """Mean, lowest and highest curve over the runs, by the share of the training that is done."""
-    shares = [[100 * step / curve[-1][0] for step, _ in curve] for curve in line.curves]
+def together(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[Any, Any, Any, Any]:
+    """Mean, lowest and highest of several curves, by the share of the training that is done (%)."""
+    shares = [[100 * step / curve[-1][0] for step, _ in curve] for curve in curves]
     done = np.unique(np.round(np.concatenate(shares), 6))
     # What was evaluated at other steps is interpolated, but not before its first evaluation.
     done = done[done >= max(share[0] for share in shares) - 1e-6]
     values = np.stack(
         [
             np.interp(done, share, [accuracy for _, accuracy in curve])
-            for share, curve in zip(shares, line.curves, strict=True)
+            for share, curve in zip(shares, curves, strict=True)
         ]
     )
     return done, values.mean(0), values.min(0), values.max(0)
