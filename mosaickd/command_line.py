@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mosaickd import report
+from mosaickd.cells import Cells
 from mosaickd.config import CONF, SWEEPS, config_dirs, options
 from mosaickd.engine.interruption import Interrupted
 from mosaickd.errors import UserError, nearest, shortened
@@ -67,6 +68,7 @@ def run_command(main: Callable[[], Any]) -> None:
         try:
             main()
         finally:
+            Cells.close()
             SweepSummary.show()
     except Interrupted as stop:
         sys.exit(stop.exit_code)

@@ -139,7 +139,7 @@ class Fit:
         dealer = Dealer(streams, self.gallery.loaders(streams, self.teacher, self.seed))
 
         log.info("%s: %d steps of %d images, on %s",
-                 self.title, steps, cfg.train.batch_size, result["device"])  # fmt: skip
+                 self.heading, steps, cfg.train.batch_size, result["device"])  # fmt: skip
         iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
         if cfg.train.cuda_graph:
             iterate = CapturedGame(game, dealer, self.parts.generators)
@@ -164,7 +164,7 @@ class Fit:
             check_every=cfg.train.check_every,
             batch_size=cfg.train.batch_size,
             tracker=tracker,
-            progress=Progress(self.title, steps),
+            progress=Progress(self.heading, steps, every),
             interruption=self.interruption,
             stateful=self.parts.stateful,
             private={**self.parts.private, "torch": TorchRandom()},
@@ -349,6 +349,14 @@ class Fit:
         pair = f"{r['teacher']} to {r['student']}" if r["teacher"] else r["student"]
         images = f"{r['dataset']} from {r['ood']}" if r["ood"] else r["dataset"]
         return f"{r['method']}: {images}, {pair}, seed {r['seed']}"
+
+    @property
+    def heading(self) -> str:
+        """The same on a terminal: who asked for a student must see that it is a teacher's."""
+        if self.group != "teachers":
+            return self.title
+        r = self.result
+        return f"teacher {r['student']}: {r['dataset']}, seed {r['seed']}"
 
     def seed(self, purpose: str) -> int:
         return derived_seed(self.cfg.seed, purpose)

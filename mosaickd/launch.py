@@ -22,10 +22,12 @@ from omegaconf import DictConfig
 from mosaickd import config, report, run_folder, teachers
 from mosaickd.build import scratch_config, teacher_path
 from mosaickd.config import config_hash, identity, images_of, needs
+from mosaickd.data import pictures
 from mosaickd.engine import distribution
 from mosaickd.engine.device import out_of_memory
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import Progression
+from mosaickd.engine.progress import counting
 from mosaickd.errors import UserError
 from mosaickd.fit import Fit
 from mosaickd.locks import InUse, Lost, owned
@@ -33,6 +35,9 @@ from mosaickd.parallel import share_of_machine
 from mosaickd.provenance import code_version
 
 log = logging.getLogger(__name__)
+
+#: Of what is told otherwise, or later: it goes into run.log only.
+QUIET = {"console": False}
 
 
 def launch(cfg: DictConfig) -> dict[str, Any]:
@@ -44,6 +49,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     interruption = Interruption()
     try:
         distribution.begin()
+        pictures.counting = counting  # one board for all that is shown
         if not distribution.is_first():
             leave_talking_to_the_first()
         distribution.first(lambda: check(cfg))
@@ -54,15 +60,15 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     except InUse as error:
         if not sweeping:
             sys.exit(f"error: {error}" if distribution.is_first() else 1)
-        log.info("%s is being run by another process: left to it", folder)
+        log.info("%s is being run by another process: left to it", folder, extra=QUIET)
         return {"status": "running elsewhere"}
     except UserError as error:
-        # A sweep goes on with its next cell, so each cell's mistake is told where it happens;
-        # a single run's is the last thing that the command prints.
+        # A sweep goes on with its next cell, so each cell's mistake is told where it ends
+        # (`cells.told`); a single run's is the last thing that the command prints.
         together = distribution.all_failed()
         error.told |= together and not distribution.is_first()
         if not error.told:
-            log.error("%s: %s", folder, error, extra={"console": sweeping})
+            log.error("%s: %s", folder, error, extra=QUIET)
         if not sweeping or not together:  # past Hydra, which would print all overrides before it
             distribution.give_up()
             sys.exit(1 if error.told or sweeping else f"error: {error}")
@@ -78,7 +84,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
         if sweeping:
             empty_frames(sys.exception())
             release_memory()
-    if distribution.is_first():
+    if distribution.is_first() and not sweeping:  # a sweep ends with a table of all its cells
         report.show_run(folder)
     return result
 
@@ -111,8 +117,9 @@ def run(
         )
     before: dict[str, Any] = distribution.first(lambda: run_folder.enter(cfg, folder, chosen))
     if before.get("status") == "finished":
-        log.info("%s is finished: nothing to do (force=true runs it anew)", folder)
-        return before
+        log.info("%s is finished: nothing to do (force=true runs it anew)", folder,
+                 extra={"console": group is None})  # fmt: skip
+        return before | {"skipped": True}
 
     parts = needs(cfg)
     result: dict[str, Any] = {

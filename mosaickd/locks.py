@@ -14,9 +14,13 @@ import errno
 import logging
 import os
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import SoftFileLease, Timeout
 
@@ -101,6 +105,70 @@ def one_maker(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lease.release()
+
+
+# ---------------------------------------------------------------------------------- from outside
+
+
+class Holder(NamedTuple):
+    """Who a folder's mark names."""
+
+    pid: int
+    host: str
+    #: None: a process of another machine, whose mark looks old by this machine's clock. It lives
+    #: if `touched` changes within some `HEARTBEAT`s.
+    alive: bool | None
+    touched: float  # the last sign of life, in seconds since 1970 by the file system's clock
+    here: bool  # whether it is, or was, a process of this machine
+
+
+def holder(folder: Path) -> Holder | None:
+    """Who holds `folder`, or left its mark there when it was killed. Only looks: takes nothing."""
+    lease = _lease(folder.absolute() / OWNER)
+    try:
+        owner = lease.owner
+        touched = os.stat(lease.lock_file).st_mtime
+    except OSError:
+        return None
+    if owner is None:
+        return None
+    here = owner.hostname == _this_machine()
+    alive: bool | None
+    if here:
+        alive = _lives(owner.pid, touched)
+    else:
+        alive = True if 0 <= time.time() - touched < LEASE else None
+    return Holder(owner.pid, owner.hostname, alive, touched, here)
+
+
+@cache
+def _this_machine() -> str:
+    """What marks call it: a container has a name of its own."""
+    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
+        lease = _lease(Path(folder) / OWNER)
+        with lease:
+            if lease.owner:
+                return lease.owner.hostname
+    return socket.gethostname()
+
+
+def _lives(pid: int, touched: float) -> bool:
+    """Whether this machine has a process `pid` that can have touched its mark then."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    try:  # what Linux tells of it
+        state, *more = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        booted = Path("/proc/stat").read_text().partition("btime ")[2].split()[0]
+        began = int(booted) + int(more[18]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return True
+    # A zombie has ended; whoever was started since the last touch has only the number in common.
+    # The kernel tells the second of its start to within one or two.
+    return state != "Z" and began <= touched + 2
 
 
 def _lease(path: Path) -> SoftFileLease:

@@ -70,7 +70,7 @@ def share_of_machine(cfg: DictConfig) -> Iterator[None]:
         return
     import torch  # late: the parent needs none
 
-    from mosaickd.engine import progress
+    from mosaickd.engine import terminal
 
     with slot(Path(folder)) as number:
         if (Path(folder) / "stop").exists():
@@ -78,7 +78,7 @@ def share_of_machine(cfg: DictConfig) -> Iterator[None]:
         cfg.device = device_of(number, cfg.device, torch.cuda.device_count())
         # Fewer where OMP_NUM_THREADS says so.
         torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // cells)))
-        progress.bars = False  # several would write over each other
+        terminal.bars = False  # several would write over each other
         yield
 
 

@@ -7,6 +7,7 @@ import sys
 
 from omegaconf import DictConfig
 
+from mosaickd.cells import told
 from mosaickd.config import register
 from mosaickd.engine.interruption import Interrupted
 
@@ -17,6 +18,7 @@ def task(cfg: DictConfig) -> None:
     from mosaickd.launch import launch  # late: --help and --cfg answer without torch
 
     try:
-        launch(cfg)
+        with told() as result:
+            result |= launch(cfg)
     except Interrupted as stop:
         sys.exit(stop.exit_code)

@@ -21,7 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from mosaickd.errors import UserError
 from mosaickd.targets import check_targets, targets_in
 
-CALLBACKS = {"mosaickd.command_line.SweepSummary", "mosaickd.parallel.SideBySide"}
+CALLBACKS = {
+    *("mosaickd.command_line.SweepSummary", "mosaickd.parallel.SideBySide"),
+    "mosaickd.cells.Cells",
+}
 LOGGING = {
     *("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter"),
     "mosaickd.engine.progress.ConsoleHandler",

@@ -17,7 +17,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from io import BytesIO
 from threading import Condition
 from typing import TypeVar
@@ -254,17 +254,26 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
             nonlocal show
             if show is not None:
                 show(done)
-            elif time.monotonic() - began > PROGRESS_AFTER and sys.stderr.isatty():
-                show = _bar(stack, title, total)
+            elif time.monotonic() - began > PROGRESS_AFTER:
+                show = stack.enter_context(counting(title, total))
                 show(done)
 
         yield advance
 
 
-def _bar(stack: ExitStack, title: str, total: int) -> Callable[[int], None]:
+@contextmanager
+def _on_stderr(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """-> advance(done), with a bar where someone is watching."""
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-    task = bar.add_task(title, total=total)
-    return lambda done: bar.update(task, completed=done)
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+#: How a bar is shown. A program that draws on the terminal itself puts its own in its place: two
+#: at once would write over each other.
+counting: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = _on_stderr

@@ -220,6 +220,7 @@ class Loop:
     def evaluate(self) -> None:
         """Measure the student, draw the samples, remember the best."""
         self.check_weights()  # of ruined ones no accuracy is kept
+        self.progress.evaluation()
         with eagerly():
             result = evaluate(
                 self.student,

@@ -1,53 +1,33 @@
-"""What a terminal shows while a run lasts: a bar; elsewhere a line an evaluation."""
+"""What a person sees of a run while it lasts: a bar, or where there is no terminal, lines."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import IO, Any, TypeVar, cast
+from typing import TypeVar
 
-from rich import progress
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.console import Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
 
-from mosaickd.engine import distribution
+from mosaickd.durations import duration, pace
 from mosaickd.engine.evaluate import Accuracy
+from mosaickd.engine.terminal import bar_width, board, columns, console, say, watched
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-
-class Terminal:
-    """Standard output, of which nothing is left when a terminal closes: a run goes on without."""
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            sys.stdout.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            sys.stdout.flush()
-
-    def __getattr__(self, name: str) -> Any:  # isatty, fileno, encoding
-        return getattr(sys.stdout, name)
-
-
-#: All that a person sees goes through one console, so that lines and the bar don't collide.
-console = Console(highlight=False, file=cast(IO[str], Terminal()))
-
-#: False: lines instead of bars also in a terminal.
-bars = True
+#: Seconds without a line after which there is one, where no bar shows that the run lives.
+SILENCE = 600.0
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log messages above the progress bar, except those logged with `console` False.
+    """Prints log messages above the board, except those logged with `console` False.
 
     `stream` is there for Hydra's defaults.
     """
@@ -60,50 +40,58 @@ class ConsoleHandler(logging.Handler):
             console.print(self.format(record), markup=False, soft_wrap=True)
 
 
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """-> advance(done), which a bar shows where someone is watching."""
+    bar = Bar(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+        console=console, auto_refresh=False,
+    )  # fmt: skip
+    task = bar.add_task(what, total=total)
+    board.add(bar.get_renderable)
+    try:
+        yield lambda done: bar.update(task, completed=done)
+    finally:
+        board.remove(bar.get_renderable)
+
+
 def track(items: Sequence[Item], what: str) -> Iterable[Item]:
     """The items, with a bar where someone is watching."""
-    return progress.track(items, what, console=console, transient=True, disable=not _watched())
-
-
-def _watched() -> bool:
-    return bars and console.is_terminal and distribution.is_first()
-
-
-class Bar(progress.Progress):
-    """A bar with a line of text below it."""
-
-    below = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield Text(self.below, style="dim")
+    with counting(what, len(items)) as advance:
+        for number, item in enumerate(items):
+            yield item
+            advance(number + 1)
 
 
 class Progress:
-    """Losses, accuracy, speed and time left of one run."""
+    """Losses, accuracy, speed and time left of one run.
 
-    def __init__(self, title: str, steps: int) -> None:
+    title: of its lines; up to the colon, of its bar. eval_every: in steps, for the time left.
+    """
+
+    #: Seconds that this process has spent on bars of teachers, which the next run finds made.
+    on_teachers = 0.0
+
+    def __init__(self, title: str, steps: int, eval_every: int = 0) -> None:
         self.steps = steps
+        self.eval_every = eval_every
         self.title = title
-        self.accuracy = "accuracy -"
-        self.losses = ""
-        self.speed = 0.0
+        self.step = 0
+        self.accuracy = ""
+        self.losses: dict[str, float] = {}
+        self.speeds: deque[float] = deque(maxlen=10)  # seconds a step, of the last lines
+        self.evaluating: float | None = None  # since when
+        self.an_evaluation = 0.0  # seconds that the last one took
+        self.line = BarColumn()
         self.bar = Bar(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            disable=not _watched(),
-            transient=True,
-        )
+            TextColumn("[bold]{task.description}"), self.line, MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"), console=console, auto_refresh=False,
+        )  # fmt: skip
         self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")
 
     def __enter__(self) -> Progress:
-        self.bar.start()
-        self.since = time.perf_counter()
+        self.began = self.told = time.monotonic()
+        board.add(self.draw)
         return self
 
     def __exit__(
@@ -112,31 +100,69 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        board.remove(self.draw)
+        if self.title.startswith("teacher "):
+            Progress.on_teachers += time.monotonic() - self.began
 
     def advance(self, step: int) -> None:
+        self.step = step
         self.bar.update(self.task, completed=step)
 
     def show(self, losses: dict[str, float], seconds_per_step: float) -> None:
-        self.losses = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
-        self.speed = seconds_per_step
-        self._refresh()
+        self.losses = losses
+        self.speeds.append(seconds_per_step)
+        if not watched() and time.monotonic() - self.told > SILENCE:
+            self._tell(f"step {self.step}/{self.steps}  {self._pace()}  {self._all_losses()}")
+
+    def evaluation(self) -> None:
+        """One begins."""
+        self.evaluating = time.monotonic()
 
     def evaluated(self, step: int, accuracy: Accuracy, best: float) -> None:
+        self.step = step
+        if self.evaluating is not None:
+            self.an_evaluation = time.monotonic() - self.evaluating
+            self.evaluating = None
         self.accuracy = f"accuracy {accuracy.top1:.2f} %"
-        left = (self.steps - step) * self.speed
-        log.info(
-            "%s step %d/%d  accuracy %.2f %%  top-5 %.2f %%  best %.2f %%  %.3f s/step  "
-            "%.0f s left  %s",
-            self.title, step, self.steps, accuracy.top1, accuracy.top5, best, self.speed, left,
-            self.losses,
-        )  # fmt: skip
-        self._refresh()
+        measured = f"step {step}/{self.steps}  {self.accuracy}  top-5 {accuracy.top5:.2f} %"
+        measured += f"  best {best:.2f} %"
+        if watched():  # the bar has the rest
+            say(measured)
+        self._tell(f"{measured}  {self._pace()}  {self._all_losses()}")
 
-    def _refresh(self) -> None:
-        speed = ""  # a resumed run may evaluate before its first step
-        if self.speed > 0:
-            slow = self.speed >= 1
-            speed = f"{self.speed:.2f} s/step" if slow else f"{1 / self.speed:.1f} steps/s"
-        self.bar.below = self.losses
-        self.bar.update(self.task, status=f"{self.accuracy}  {speed}")
+    def _tell(self, text: str) -> None:
+        """In run.log, and where there is no bar."""
+        self.told = time.monotonic()
+        log.info("%s %s", self.title, text.rstrip(), extra={"console": not watched()})
+
+    def _pace(self) -> str:
+        """8.1 steps/s  3 min 12 s left; nothing before the first line of this session."""
+        if not self.speeds:
+            return ""
+        left = self.left()
+        return f"{pace(self.speeds[-1])}" + (f"  {duration(left)} left" if left else "")
+
+    def left(self) -> float:
+        """Seconds until the end, evaluations and all."""
+        if not self.speeds:
+            return 0.0
+        steps = self.steps - self.step
+        evaluations = steps / self.eval_every if self.eval_every else 0
+        return steps * sum(self.speeds) / len(self.speeds) + evaluations * self.an_evaluation
+
+    def _all_losses(self) -> str:
+        return "  ".join(f"{name} {value:.3g}" for name, value in self.losses.items())
+
+    def draw(self) -> RenderableType:
+        """The bar, and a line a player with its losses."""
+        now = "evaluating" if self.evaluating is not None else self._pace() or "begins"
+        status = "  ".join(filter(None, (self.accuracy, now)))
+        self.bar.update(self.task, status=status)
+        beside = (self.title.partition(":")[0], f"{self.steps}/{self.steps}", status)
+        self.line.bar_width = bar_width(sum(len(text) + 1 for text in beside))
+        players: dict[str, list[str]] = {}
+        for name, value in self.losses.items():
+            player, _, loss = name.partition("/")
+            players.setdefault(player, []).append(f"{loss} {value:.3g}")
+        lines = [(player, "  ".join(losses)) for player, losses in players.items()]
+        return Group(self.bar.get_renderable(), *([columns(lines)] if lines else []))

@@ -241,10 +241,10 @@ def metrics(folder: Path) -> Iterator[dict[str, Any]]:
             continue
         step = record.get(vocabulary.STEP) if isinstance(record, dict) else None
         if type(step) is int and 0 < step < LARGE:
-            yield _renamed(record)
+            yield renamed(record)
 
 
-def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+def renamed(record: dict[str, Any]) -> dict[str, Any]:
     """Older versions had other names, and grouped losses and learning rates."""
     new: dict[str, Any] = {}
     for name, value in record.items():

@@ -57,7 +57,9 @@ def test_two_processes_do_each_cell_once(cli: Cli, sweep: list[str]) -> None:
     assert len(trained) == 1
     teachers = cli.folder / "checkpoints" / "letters"
     assert (teachers / "wrn16_2.safetensors").exists()
-    steps = [line["step"] for line in metrics(teachers / "wrn16_2-training") if "top5" in line]
+    steps = [
+        line["step"] for line in metrics(teachers / "wrn16_2-training") if "accuracy/top5" in line
+    ]
     assert steps == [5, 10]
 
 

@@ -25,6 +25,7 @@ ALLOWED = {
     "errors": set[str](),
     "bounds": set[str](),
     "vocabulary": set[str](),
+    "durations": set[str](),
     "files": {"errors"},
     "locks": {"errors"},
     "provenance": set[str](),
@@ -35,9 +36,13 @@ ALLOWED = {
     "data": {"errors", "files", "locks", "bounds", "unpickling"},
     "models": {"errors", "files", "bounds", "torch_file"},
     "methods": {"losses", "bounds", "errors"},
-    "engine": {"methods.base", "vocabulary", "bounds", "errors", "files", "locks", "torch_file"},
+    "engine": {
+        *("methods.base", "vocabulary", "durations"),
+        *("bounds", "errors", "files", "locks", "torch_file"),
+    },
     "report": {"errors", "vocabulary"},
     "figures": {"errors", "files", "report", "vocabulary", "revive"},
+    "status": {"errors", "report", "vocabulary", "locks", "durations"},
 }
 #: All that `report` and `figures` need in order to read files and to show what they found.
 DRAWING = {"rich", "matplotlib", "numpy", "PIL", "yaml"}
@@ -95,6 +100,7 @@ def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
             "parts",
             "revive",
             "config",
+            "cells",
             "command_line",
             "parallel",
             "targets",
@@ -117,7 +123,9 @@ def test_methods_never_import_each_other(method: str) -> None:
     assert not set(imports(method)) & (METHODS - {method}), method
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ("report", "figures")])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if part(m) in ("report", "figures", "status")]
+)
 def test_reports_read_files_only(module: str) -> None:
     import sys
 
@@ -127,7 +135,13 @@ def test_reports_read_files_only(module: str) -> None:
     assert outside <= DRAWING | extra, f"{module} imports {sorted(outside - DRAWING)}"
 
 
-@pytest.mark.parametrize("module", ["mosaickd.config", "mosaickd.command_line", "mosaickd.report"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("mosaickd.config", "mosaickd.command_line", "mosaickd.report"),
+        "mosaickd.status.__main__",
+    ],
+)
 def test_help_and_cfg_answer_without_torch(module: str) -> None:
     """What these import, and what that imports, down to the last."""
     seen: set[str] = set()

@@ -103,12 +103,12 @@ def test_each_process_has_the_lowest_free_number_and_a_kill_frees_it(
 def test_a_cell_computes_on_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from mosaickd.engine import progress
+    from mosaickd.engine import terminal
 
     monkeypatch.setenv(SLOTS, str(tmp_path))
     monkeypatch.setattr("mosaickd.parallel.available_cores", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(progress, "bars", True)
+    monkeypatch.setattr(terminal, "bars", True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra({**JOBLIB, "n_jobs": 4}))
     before = torch.get_num_threads()
     try:
@@ -117,7 +117,7 @@ def test_a_cell_computes_on_its_share(tmp_path: Path, monkeypatch: pytest.Monkey
         with share_of_machine(cfg):
             assert cfg.device == "cuda:0"
             assert torch.get_num_threads() == 1
-            assert not progress.bars
+            assert not terminal.bars
         torch.set_num_threads(4)
         monkeypatch.setattr(HydraConfig, "get", lambda: hydra(BASIC))
         cfg = OmegaConf.create({"device": "auto"})
