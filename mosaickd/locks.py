@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 LEASE = 60.0  # seconds without a sign of life; above what network file systems remember of a file
 HEARTBEAT = 5.0  # seconds between signs of life
 
-#: The file that says whose a run's folder is.
-OWNER = ".owner"
+#: The file that says whose a run's folder is, and how many bytes it never has.
+OWNER, LARGEST = ".owner", 2**16
 
 ANOTHER_FOLDER = (
     "choose another folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
@@ -126,8 +127,10 @@ def holder(folder: Path) -> Holder | None:
     """Who holds `folder`, or left its mark there when it was killed. Only looks: takes nothing."""
     lease = _lease(folder.absolute() / OWNER)
     try:
-        owner = lease.owner
-        touched = os.stat(lease.lock_file).st_mtime
+        mark = os.stat(lease.lock_file)
+        if not stat.S_ISREG(mark.st_mode) or mark.st_size > LARGEST:  # nobody's of ours
+            return None
+        owner, touched = lease.owner, mark.st_mtime
     except OSError:
         return None
     if owner is None:

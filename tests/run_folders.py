@@ -108,5 +108,8 @@ def owned(folder: Path, *, process: int, host: str, ago: float = 0.0) -> None:
     import os
 
     path = folder / ".owner"
-    path.write_text(f"filelock/2\npid={process}\nhost={host}\nmode=lease\n")
+    token = "0123456789abcdef" * 2
+    path.write_text(
+        f"filelock/2\npid={process}\nhost={host}\nmode=lease\ntoken={token}\nduration=60.0\n"
+    )
     os.utime(path, (time.time() - ago, time.time() - ago))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import stat
 import time
 from collections.abc import Iterable, Sequence
@@ -19,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from mosaickd.errors import UserError, printable
+from mosaickd.locks import OWNER, holder
 from mosaickd.report.results import Found, Run, files_below, load_result
 
 #: Bytes of a text that a page shows, and of a JSON file that it reads.
 TEXT, JSON = 2**17, 2**22
 #: Bytes of a command, and brackets in it: YAML is slow to read, above all what is nested.
 TYPED, NESTED = 2**15, 300
-#: The file that a process keeps touching while it holds a run's folder, and after how many seconds
-#: without that it is taken for dead: more than a lease has, as clocks of machines differ.
-OWNER, SILENT = ".owner", 90.0
+#: Seconds without a sign of life after which a process of another machine is taken for dead: more
+#: than a lease has, as clocks of machines differ.
+SILENT = 90.0
 #: What becomes of a folder as it runs. A page is built anew when one of these has changed.
 WATCHED = ("result.json", "metrics.jsonl", "per_class.json", "run.log", "samples", OWNER,
            "config.json", ".hydra/config.yaml", ".hydra/overrides.yaml")  # fmt: skip
@@ -131,7 +131,7 @@ def read_json(folder: Path, name: str) -> Any:
 
 def command(folder: Path) -> str | None:
     """What was typed, as far as it chose the run's settings."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     said = content(folder, ".hydra/overrides.yaml", TYPED) or b""
     if said.count(b"[") + said.count(b"{") > NESTED:
@@ -150,25 +150,11 @@ def command(folder: Path) -> str | None:
 
 
 def alive(folder: Path) -> bool:
-    """Whether a process holds the folder: its file was touched, and of this machine's processes
-    it is one."""
-    found = content(folder, OWNER, 4096)
-    touched = written(folder / OWNER)
-    if found is None or touched is None or time.time() - touched > SILENT:
-        return False
-    said = dict(
-        line.split("=", 1) for line in found.decode(errors="replace").splitlines() if "=" in line
-    )
-    number = said.get("pid", "")
-    if said.get("host") != socket.gethostname() or not (number.isdigit() and len(number) < 10):
-        return True
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's process
-        pass
-    return True
+    """Whether a process holds the folder, as far as one look can tell."""
+    held = holder(folder)
+    if held is None or held.alive is not None:
+        return held is not None and bool(held.alive)
+    return time.time() - held.touched <= SILENT
 
 
 def written(path: Path) -> float | None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
 from mosaickd.report.results import Found, Run, last_step
+from mosaickd.report.run_files import alive
 from mosaickd.report.words import describe, images, shown, times
 
+KILLED = "no process holds its folder; the same command goes on"
 #: Accuracies of one teacher that differ by less were measured on different devices: these round a
 #: few borderline images differently. What lies further apart are two teachers.
 SAME_TEACHER = 0.1
@@ -109,15 +111,15 @@ def build(found: Found, *, evaluation: str = "last", everything: bool = False) -
 
     for run in found.runs:
         if run.status == "running":
-            words = "still running, or killed: python -m mosaickd.status tells"
             steps = max(run.steps, last_step(run.folder))
-            report.unfinished.append(Unfinished(shown(run.folder), run.status, steps, words))
+            state, words = ("running", None) if alive(run.folder) else ("killed", KILLED)
+            report.unfinished.append(Unfinished(shown(run.folder), state, steps, words))
         elif not run.finished:
             folder = shown(run.folder)
             report.unfinished.append(Unfinished(folder, run.status, run.steps, run.error))
     for path, steps in found.begun.items():
-        words = "no result.json: still running, or killed"
-        report.unfinished.append(Unfinished(shown(path), "unfinished", steps, words))
+        state, words = ("running", None) if alive(path) else ("killed", KILLED)
+        report.unfinished.append(Unfinished(shown(path), state, steps, words))
     report.notes += [f"there is no result.json below {shown(path)}" for path in found.empty]
     _note_what_to_know(report, held)
     return report

@@ -116,7 +116,7 @@ def logged_error(folder: Path) -> str | None:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """The run's settings; none where they can't be read."""
-    import yaml  # type: ignore[import-untyped]  # late: only few runs wait for a teacher
+    import yaml  # late: only few runs wait for a teacher
 
     content = end_of(folder / CONFIG, TAIL)
     try:

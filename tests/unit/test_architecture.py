@@ -40,7 +40,7 @@ ALLOWED = {
         *("methods.base", "vocabulary", "durations"),
         *("bounds", "errors", "files", "locks", "torch_file"),
     },
-    "report": {"errors", "vocabulary"},
+    "report": {"errors", "locks", "vocabulary"},
     "figures": {"errors", "files", "report", "vocabulary", "revive"},
     "status": {"errors", "report", "vocabulary", "locks", "durations"},
 }
