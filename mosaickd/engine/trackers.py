@@ -21,13 +21,17 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
 from mosaickd.bounds import Positive
+from mosaickd.engine.metrics import MetricsFile, sample_grid
+from mosaickd.engine.wandb_process import OUTBOX
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_json
+from mosaickd.vocabulary import SAMPLES, STEP, TIME, TOP1
 
 log = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds beyond W&B's own timeouts, after which its process is taken for hung
 INTERRUPTED = 10.0  # seconds that a run which was asked to stop still waits
+BUNDLE = 1000  # records that are handed over together
 BACKLOG = 10_000  # records that W&B may be behind
 #: How wandb says, on the terminal only, that not all was sent, or that its service has crashed.
 COMPLAINT = re.compile(r"^(?:wandb: (?:WARNING|ERROR) |(?=panic: ))(.*?)\.?$", re.MULTILINE)
@@ -49,6 +53,10 @@ class Tracked:
 class Tracker(Protocol):
     """What the loop asks of a tracker. It is built with `run`, a `Tracked`, and its settings."""
 
+    def resume(self, step: int) -> None:
+        """The run goes on after `step`, 0 for its beginning. metrics.jsonl and samples/ in its
+        folder have what was logged up to there, by an earlier session."""
+
     def log(self, step: int, record: dict[str, Any]) -> None:
         """Metrics of a step by their names in `vocabulary`: numbers, and lists of counts."""
 
@@ -69,6 +77,7 @@ class NoTracker:
     """Keeps nothing: metrics.jsonl and samples/ in the run's folder are all there is."""
 
     def __init__(self, *, run: Tracked) -> None: ...
+    def resume(self, step: int) -> None: ...
     def log(self, step: int, record: dict[str, Any]) -> None: ...
     def image(self, step: int, name: str, path: Path) -> None: ...
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
@@ -162,6 +171,19 @@ class WandbTracker:
             raise UserError(f"W&B refuses a setting (tracker.*, WANDB_*): {answer['mistake']}")
         return _trouble(answer, process.printed())
 
+    def resume(self, step: int) -> None:
+        """Give W&B what it lacks of the run so far. A session on its own server lacks what was not
+        sent; an offline one lacks all, as `wandb sync` puts each in the place of the one before."""
+        orders: list[dict[str, Any]] = []
+        for line in MetricsFile(self.folder / "metrics.jsonl").read() if step else []:
+            at, when = line.pop(STEP), line.pop(TIME, None)
+            orders.append({"step": at, "record": line} | ({"time": when} if when else {}))
+            picture = sample_grid(self.folder, at)
+            if TOP1 in line and picture.is_file():
+                orders.append({"step": at, "image": SAMPLES, "path": str(picture)})
+        for first in range(0, len(orders), BUNDLE):
+            self.send({"orders": orders[first : first + BUNDLE]})
+
     def log(self, step: int, record: dict[str, Any]) -> None:
         self.send({"step": step, "record": record})
 
@@ -176,8 +198,9 @@ class WandbTracker:
         at `path`: it is given a name of its own for as long."""
         if not self.log_checkpoints or self.process is None or self.files is None:
             return
-        kept = self.files / f"{kind}-step{step}{path.suffix}"
+        kept = self.files / OUTBOX / f"{kind}-step{step}{path.suffix}"
         try:
+            kept.parent.mkdir(exist_ok=True)
             kept.unlink(missing_ok=True)
             try:
                 os.link(path, kept)
@@ -202,7 +225,7 @@ class WandbTracker:
         process.close()
         answer = process.answer(seconds)
         if not answer and status == "interrupted":  # it closes its files, within its own time
-            self.give_up(f"not everything was sent within {seconds:g} s")
+            self.give_up(f"not everything was sent within {seconds:g} s", ended=False)
         elif answer != {"ended": 0} or COMPLAINT.search(process.printed()):
             process.kill()
             self.give_up(_trouble(answer, process.printed()))
@@ -220,9 +243,11 @@ class WandbTracker:
         else:
             self.process.send(order)
 
-    def give_up(self, trouble: str) -> None:
+    def give_up(self, trouble: str, ended: bool = True) -> None:
         """The one warning; from here on the run is without W&B."""
         self.process = None
+        if self.files and ended:
+            shutil.rmtree(self.files / OUTBOX, ignore_errors=True)
         sync = f", and `wandb sync {self.files}` sends what W&B has of it" if self.files else ""
         log.warning("W&B: %s. The run is not affected: %s has all numbers%s",
                     trouble, self.folder / "metrics.jsonl", sync)  # fmt: skip

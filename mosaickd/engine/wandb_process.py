@@ -4,11 +4,13 @@ Reads orders from stdin and answers on stdout, one JSON object a line:
 
     first      {"settings": ..., "config": ..., "argv": [...]}
                -> {"begun": DIRECTORY}, {"missing": TEXT}, {"mistake": TEXT} or {"trouble": TEXT}
-    then       {"step": N, "record": {...}}: numbers, and lists of counts, which are histograms
+    then       {"step": N, "record": {...}}: numbers, and lists of counts, which are histograms;
+               "time" beside them: when that was, if it isn't now
                {"step": N, "image": NAME, "path": FILE}
                {"table": NAME, "columns": [...], "rows": [[...], ...]}
                {"step": N, "artifact": NAME, "kind": TYPE, "path": FILE, "file": NAME THERE}:
                FILE is taken and removed
+               {"orders": [...]}: several of these
     last       {"finish": STATUS, "summary": {...}}
     any time   -> {"trouble": TEXT}: the last that is heard of this process
 
@@ -20,11 +22,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+OUTBOX = "outbox"  # of W&B's folder for a session: files on their way to become artifacts
 GRACE = 10.0  # seconds beyond wandb's own time for finishing, after which nobody waits any more
 
 Order = dict[str, Any]
@@ -49,6 +53,8 @@ def own_streams() -> tuple[Iterator[Order], Tell]:
 def begin(order: Order, tell: Tell) -> tuple[Any, float]:
     """-> wandb's run, and how long it may take to finish."""
     sys.argv = order["argv"]  # what W&B shows as the command
+    # Where artifacts wait to be sent, offline until `wandb sync`: with the run, not in a home.
+    os.environ.setdefault("WANDB_DATA_DIR", os.path.join(order["settings"]["root_dir"], "wandb"))
     try:
         import wandb
     except ImportError as error:
@@ -65,27 +71,75 @@ def begin(order: Order, tell: Tell) -> tuple[Any, float]:
     return run, order["settings"]["finish_timeout"]
 
 
+class Row:
+    """What is known of one step; W&B gets it when the next step begins, and takes no step twice.
+
+    A session that goes on online with W&B's own copy of the run begins after the last step that
+    is there: what was logged of earlier ones stays as it is.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.begins: int = run.starting_step
+        self.step = self.begins
+        self.content: dict[str, Any] = {}
+
+    def takes(self, step: int) -> bool:
+        """Whether that step is still to be sent; what came before it is now."""
+        if step > self.step:
+            self.send()
+            self.step = step
+        return step == self.step and step >= self.begins
+
+    def send(self) -> None:
+        if self.content:
+            self.run.log(self.content, step=self.step)
+        self.content = {}
+
+    def end(self, finished: bool) -> None:
+        """A session that stops may stop in the middle of a step: online nothing could be added to
+        it later, so that the session that goes on sends it, from metrics.jsonl."""
+        if finished or self.run.offline:
+            self.send()
+
+
 def follow(run: Any, orders: Iterator[Order]) -> bool:
     """Log until the last order. -> whether the run has finished; one that goes silent has not."""
+    row = Row(run)
+    status = "stopped"
+    try:
+        for order in (each for one in orders for each in one.get("orders", [one])):
+            if "finish" in order:
+                status = order["finish"]
+                row.end(finished=status != "interrupted")
+                run.summary.update({"status": status, **order["summary"]})
+                break
+            take(run, row, order)
+        else:  # the run was killed
+            row.end(finished=False)
+    except Exception:
+        row.send()  # what was logged before an order that can't be carried out
+        raise
+    return bool(status == "finished")
+
+
+def take(run: Any, row: Row, order: Order) -> None:
+    """Carry out one order."""
     import wandb
 
-    for order in orders:
-        if "finish" in order:
-            run.summary.update({"status": order["finish"], **order["summary"]})
-            return bool(order["finish"] == "finished")
-        if "image" in order:
-            run.log({order["image"]: wandb.Image(order["path"])}, step=order["step"])
-        elif "table" in order:
-            run.log({order["table"]: wandb.Table(order["columns"], order["rows"])})
-        elif "artifact" in order:
-            keep(run, order)
-        else:
-            record = order["record"].items()
-            run.log(
-                {k: histogram(v) if isinstance(v, list) else v for k, v in record},
-                step=order["step"],
-            )
-    return False
+    if "artifact" in order:
+        keep(run, order)
+    elif "table" in order:  # of the end: after the last step, where that was sent before
+        row.content[order["table"]] = wandb.Table(order["columns"], order["rows"])
+    elif not row.takes(order["step"]):
+        return
+    elif "image" in order:
+        row.content[order["image"]] = wandb.Image(order["path"])
+    else:
+        for name, value in order["record"].items():
+            row.content[name] = histogram(value) if isinstance(value, list) else value
+        if "time" in order:
+            row.content["_timestamp"] = order["time"]
 
 
 def histogram(counts: list[int]) -> Any:
@@ -104,7 +158,7 @@ def keep(run: Any, order: Order) -> None:
     import wandb
 
     artifact = wandb.Artifact(order["artifact"], order["kind"], metadata={"step": order["step"]})
-    artifact.add_file(order["path"], order["file"])
+    artifact.add_file(order["path"], order["file"], skip_cache=True)
     run.log_artifact(artifact, aliases=["latest", f"step{order['step']}"])
     with contextlib.suppress(OSError):
         os.unlink(order["path"])
@@ -142,6 +196,7 @@ def main() -> None:
         finally:  # also after an error: what is already logged goes into W&B's files
             end_within(seconds + GRACE, tell)
             try:
+                shutil.rmtree(os.path.join(os.path.dirname(run.dir), OUTBOX), ignore_errors=True)
                 run.finish(exit_code=0 if finished else 1)
             finally:
                 close_files()
