@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd import config, report, run_folder, teachers
+from mosaickd import config, report, run_folder, teachers, tracking
 from mosaickd.build import scratch_config, teacher_path
 from mosaickd.config import config_hash, identity, images_of, needs
 from mosaickd.engine import distribution
@@ -112,6 +112,8 @@ def run(
     before: dict[str, Any] = distribution.first(lambda: run_folder.enter(cfg, folder, chosen))
     if before.get("status") == "finished":
         log.info("%s is finished: nothing to do (force=true runs it anew)", folder)
+        if distribution.is_first():
+            tracking.tell_again(cfg, folder, before, group)
         return before
 
     parts = needs(cfg)

@@ -114,7 +114,7 @@ PROJECT = {"id": "1", "name": "mosaickd", "entity": {"id": "1", "name": "me"}}
 
 
 class Kept:
-    """A run as W&B's server has it: rows by their place in the file, each the last that was sent."""
+    """A run as W&B's server has it: rows by their place in the file, each as it was sent last."""
 
     def __init__(self) -> None:
         self.about: dict[str, Any] = {}  # groupName, jobType, tags, ... as last said
@@ -136,7 +136,12 @@ class Kept:
         """What a client asks before it goes on with a run."""
         tail = [json.dumps(row) for row in self.history[-1:]]
         return {
-            **{"id": "1", "name": "1", "displayName": "a run", "tags": self.about["tags"]},
+            **{
+                "id": "1",
+                "name": "1",
+                "displayName": "a run",
+                "tags": self.about.get("tags") or [],
+            },
             **{"summaryMetrics": json.dumps(self.summary), "config": self.about["config"]},
             **{"historyLineCount": len(self.rows), "logLineCount": 0, "eventsLineCount": 0},
             **{"historyTail": json.dumps(tail), "eventsTail": "[]", "notes": None},
@@ -158,6 +163,7 @@ class Server:
         self.fault, self.delay = fault, delay
         self.requests = 0
         self.runs: dict[str, Kept] = {}
+        self.views: list[dict[str, Any]] = []  # of dashboards
         self.artifacts: list[dict[str, Any]] = []  # what was asked for, and then "files"
         self.closing = threading.Event()
         outer = self
@@ -205,6 +211,8 @@ class Server:
         if "UpsertBucket" in query.get("query", ""):
             run = self.runs.setdefault(name, Kept())
             run.about |= {key: value for key, value in asked.items() if value is not None}
+        if "UpsertView" in query.get("query", ""):
+            self.views.append(asked)
         bucket = {"id": "1", "name": name, "displayName": "a run", "project": PROJECT}
         files = [{"name": f, "uploadUrl": f"{self.url}/{f}"} for f in asked.get("files") or []]
         kept = self.runs.get(name)
@@ -213,6 +221,7 @@ class Server:
             "createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files},
             "serverInfo": {"features": []},
             "project": None,
+            "upsertView": {"view": {"id": "1", "name": name}, "inserted": True},
             "viewer": {"id": "1", "username": "me", "entity": "me", "flags": "{}"},
             "model": {**PROJECT, "bucket": kept.resume_status() if kept else None},
             **self.artifact(query.get("query", ""), asked),

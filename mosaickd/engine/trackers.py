@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import netrc
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
+from mosaickd.account import has_api_key, server
 from mosaickd.bounds import Positive
 from mosaickd.engine.metrics import MetricsFile, sample_grid
 from mosaickd.engine.wandb_process import OUTBOX
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds beyond W&B's own timeouts, after which its process is taken for hung
 INTERRUPTED = 10.0  # seconds that a run which was asked to stop still waits
+#: What an agent of a W&B sweep says to the run that it starts, and which no other run may hear.
+AGENTS = ("WANDB_SWEEP_", "WANDB_RUN_ID")
 BUNDLE = 1000  # records that are handed over together
 BACKLOG = 10_000  # records that W&B may be behind
 #: How wandb says, on the terminal only, that not all was sent, or that its service has crashed.
@@ -47,6 +49,7 @@ class Tracked:
     group: str | None = None  # what it is one of: a sweep, the training of teachers
     job_type: str | None = None  # the method
     tags: tuple[str, ...] = ()  # what to find it by: images, teacher and student
+    asked_for: bool = True  # whether the command was for this run, or it needs this one: a teacher
 
 
 @runtime_checkable
@@ -117,10 +120,17 @@ class WandbTracker:
         self.process: Subprocess | None = None  # as long as W&B is followed
         self.files: Path | None = None  # where W&B keeps this session
         self.config = run.settings
+        # A trial of a W&B sweep: its agent says what it is called and where it goes.
+        trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        self.trial = trial if run.asked_for else None
+        self.run_id = self.trial or _run_id(run.folder / "wandb.json")
+        where = {"project": project, "entity": entity, "run_id": self.run_id}
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(AGENTS)}
+        if self.trial:
+            elsewhere = {"WANDB_PROJECT": project} | ({"WANDB_ENTITY": entity} if entity else {})
+            self.environment = elsewhere | dict(os.environ)
         self.about: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "run_id": _run_id(run.folder / "wandb.json"),
+            **({} if self.trial else where),
             "run_name": run.name,
             "run_group": run.group,
             "run_job_type": run.job_type,
@@ -135,21 +145,22 @@ class WandbTracker:
             "finish_timeout": finish_timeout,
             "finish_timeout_raises": True,
         }
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
         trouble = self.begin(mode)
         if trouble and mode == "online":
             reason, trouble = trouble, self.begin("offline")
             if not trouble:
                 log.warning("%s can't be used: %s. The run goes on offline; `wandb sync %s` sends "
-                            "it later", _server(), reason, self.files)  # fmt: skip
+                            "it later", server(), reason, self.files)  # fmt: skip
         if trouble:
             self.give_up(trouble)
 
     def begin(self, mode: str) -> str:
         """Start a process and wait until W&B's run has begun. -> the trouble with it, or ""."""
         about = {**self.about, "mode": mode, "resume": "allow" if mode == "online" else None}
+        script = Path(__file__).with_name("wandb_process.py")
         try:
-            process = Subprocess(Path(__file__).with_name("wandb_process.py"))
+            process = Subprocess(script, self.environment)
         except OSError as error:
             return f"its process can't be started ({error})"
         try:
@@ -209,7 +220,7 @@ class WandbTracker:
         except OSError as error:
             log.warning("%s does not become an artifact: %s", path, error)
             return
-        name = f"{kind}-{self.about['run_id']}"
+        name = f"{kind}-{self.run_id}"
         self.send({"step": step, "artifact": name, "kind": kind, "path": str(kept),
                    "file": path.name})  # fmt: skip
 
@@ -259,13 +270,14 @@ class Subprocess:
     Sending never waits and never fails. The last answer is {"ended": exit code}.
     """
 
-    def __init__(self, script: Path) -> None:
+    def __init__(self, script: Path, environment: dict[str, str] | None = None) -> None:
         self._stderr = tempfile.TemporaryFile("a+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            env=environment,
             start_new_session=True,  # Ctrl-C is for the run alone
         )
         self._orders: SimpleQueue[str | None] = SimpleQueue()
@@ -329,8 +341,6 @@ def _trouble(answer: dict[str, Any], printed: str) -> str:
 
 def _run_id(path: Path) -> str:
     """The id that `path` keeps; a new one where there is none yet, or none that can be used."""
-    if os.environ.get("WANDB_SWEEP_ID") and (given := os.environ.get("WANDB_RUN_ID")):
-        return given  # the agent's: what it has started is known by it
     try:
         kept = read_json(path)
         if kept is not None:
@@ -345,18 +355,3 @@ def _run_id(path: Path) -> str:
     except OSError as error:
         log.warning("%s can't be written (%s): a resumed run will begin a new curve", path, error)
     return run_id
-
-
-def _server() -> str:
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-
-
-def _has_api_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = _server().split("//")[-1].split("/")[0]
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -66,9 +66,33 @@ def begin(order: Order, tell: Tell) -> tuple[Any, float]:
     except (ValueError, wandb.errors.UsageError) as error:
         tell(mistake=" ".join(str(error).split()))
         sys.exit()
-    run = wandb.init(settings=settings, config=order["config"])
+    config = beside(order["config"], given_by_agent())
+    run = wandb.init(settings=settings, config=config)
     tell(begun=os.path.dirname(run.dir))
     return run, order["settings"]["finish_timeout"]
+
+
+def given_by_agent() -> set[str]:
+    """Parameters that an agent of a W&B sweep has chosen; wandb puts them into the config."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        with open(os.environ["WANDB_SWEEP_PARAM_PATH"], encoding="utf-8") as file:
+            return {str(name) for name in yaml.safe_load(file)}
+    except (KeyError, OSError, TypeError, yaml.YAMLError):
+        return set()
+
+
+def beside(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """The config without what is `given`: `method=kd` and a section `method` have one name, which
+    the sweep needs. The section's settings become method.name, ..., as W&B shows them anyway."""
+    spread: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and any(f"{name}.".startswith(f"{key}.") for name in given):
+            spread |= {f"{key}.{name}": content for name, content in value.items()}
+        else:
+            spread[key] = value
+    return {key: value for key, value in spread.items() if key not in given}
 
 
 class Row:

@@ -164,7 +164,7 @@ def test_an_offline_run_that_is_synced_looks_like_one_that_was_online(
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-    assert list(server.runs) == [second.tracker.about["run_id"]]
+    assert list(server.runs) == [second.tracker.run_id]
     check_kept(kept(server), SESSIONS)
     sent = [
         a["files"]["last.pt"] for a in server.artifacts if a["artifactTypeName"] == "checkpoint"
@@ -237,9 +237,7 @@ def test_checkpoints_become_artifacts_and_nothing_stays_behind(
     assert [a["files"]["last.pt"] for a in sent] == [b"step 3", b"step 6", b"step 9"]
     aliases = [{alias["alias"] for alias in a["aliases"]} for a in sent]
     assert aliases == [{"latest", "step3"}, {"latest", "step6"}, {"latest", "step9"}]
-    assert {a["artifactCollectionName"] for a in sent} == {
-        f"checkpoint-{session.tracker.about['run_id']}"
-    }
+    assert {a["artifactCollectionName"] for a in sent} == {f"checkpoint-{session.tracker.run_id}"}
     copies = [p for p in tmp_path.rglob("*") if p.is_file() and p.read_bytes()[:5] == b"step "]
     assert copies == [tmp_path / "run" / "checkpoints" / "last.pt"]
     assert not list(tmp_path.rglob("outbox"))

@@ -25,6 +25,7 @@ ALLOWED = {
     "errors": set[str](),
     "bounds": set[str](),
     "vocabulary": set[str](),
+    "account": set[str](),
     "files": {"errors"},
     "locks": {"errors"},
     "provenance": set[str](),
@@ -35,9 +36,13 @@ ALLOWED = {
     "data": {"errors", "files", "locks", "bounds", "unpickling"},
     "models": {"errors", "files", "bounds", "torch_file"},
     "methods": {"losses", "bounds", "errors"},
-    "engine": {"methods.base", "vocabulary", "bounds", "errors", "files", "locks", "torch_file"},
+    "engine": {
+        *("methods.base", "vocabulary", "bounds", "errors", "files", "locks", "torch_file"),
+        "account",
+    },
     "report": {"errors", "vocabulary"},
     "figures": {"errors", "report", "vocabulary"},
+    "dashboard": {"errors", "report.paper", "report.words", "vocabulary", "account"},
 }
 #: All that `report` and `figures` need in order to read files and to show what they found.
 DRAWING = {"rich", "matplotlib", "numpy", "PIL", "yaml"}
@@ -98,6 +103,7 @@ def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
             "parallel",
             "targets",
             "task",
+            "tracking",
             "trust",
         ),
     ):
