@@ -213,7 +213,8 @@ class Server:
             run.about |= {key: value for key, value in asked.items() if value is not None}
         if "UpsertView" in query.get("query", ""):
             self.views.append(asked)
-        bucket = {"id": "1", "name": name, "displayName": "a run", "project": PROJECT}
+        project = {**PROJECT, "name": asked.get("project") or PROJECT["name"]}
+        bucket = {"id": "1", "name": name, "displayName": "a run", "project": project}
         files = [{"name": f, "uploadUrl": f"{self.url}/{f}"} for f in asked.get("files") or []]
         kept = self.runs.get(name)
         return json.dumps({"data": {

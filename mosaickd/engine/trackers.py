@@ -96,8 +96,9 @@ class WandbTracker:
     server that can't be used leaves the run offline, any other trouble ends the tracking; either
     is one warning. A mistake (no wandb, a project's name that W&B refuses) is a UserError.
 
-    The run's id lies in the run's folder, so that a resumed run continues the same curve. A run
-    that an agent of a W&B sweep has started takes the id that the agent gives it.
+    The run's id lies in the run's folder, so that a resumed run continues the same curve; what W&B
+    lacks of it a session gives first (docs/decisions/0020). A run that an agent of a W&B sweep has
+    started takes the id that the agent gives it, and goes where the agent says.
     tags: beside those of every run. log_checkpoints: each checkpoint, and at the end the student,
     become artifacts. init_timeout, finish_timeout: seconds for W&B's server to answer, and to take
     what is left.
@@ -259,9 +260,10 @@ class WandbTracker:
         self.process = None
         if self.files and ended:
             shutil.rmtree(self.files / OUTBOX, ignore_errors=True)
-        sync = f", and `wandb sync {self.files}` sends what W&B has of it" if self.files else ""
+        online = "" if "offline-run-" in str(self.files) else "--include-online "
+        sync = f", and `wandb sync {online}{self.files}` sends what W&B has of it"
         log.warning("W&B: %s. The run is not affected: %s has all numbers%s",
-                    trouble, self.folder / "metrics.jsonl", sync)  # fmt: skip
+                    trouble, self.folder / "metrics.jsonl", sync if self.files else "")  # fmt: skip
 
 
 class Subprocess:

@@ -109,16 +109,16 @@ class Row:
         self.content: dict[str, Any] = {}
 
     def takes(self, step: int) -> bool:
-        """Whether that step is still to be sent; what came before it is now."""
+        """Whether that step is still to be sent; what came before it is sent now."""
         if step > self.step:
             self.send()
             self.step = step
         return step == self.step and step >= self.begins
 
     def send(self) -> None:
-        if self.content:
-            self.run.log(self.content, step=self.step)
-        self.content = {}
+        content, self.content = self.content, {}
+        if content:
+            self.run.log(content, step=self.step)
 
     def end(self, finished: bool) -> None:
         """A session that stops may stop in the middle of a step: online nothing could be added to
@@ -127,8 +127,12 @@ class Row:
             self.send()
 
 
-def follow(run: Any, orders: Iterator[Order]) -> bool:
-    """Log until the last order. -> whether the run has finished; one that goes silent has not."""
+def follow(run: Any, orders: Iterator[Order], troubles: list[str]) -> bool:
+    """Log until the last order. -> whether the run has finished; one that goes silent has not.
+
+    troubles: gets what is no reason to stop, an artifact that can't be logged. wandb asks its server
+    about each, and takes 20 seconds to find that nobody answers: there is no second one then.
+    """
     row = Row(run)
     status = "stopped"
     try:
@@ -138,7 +142,14 @@ def follow(run: Any, orders: Iterator[Order]) -> bool:
                 row.end(finished=status != "interrupted")
                 run.summary.update({"status": status, **order["summary"]})
                 break
-            take(run, row, order)
+            if "artifact" not in order and not row.takes(order.get("step", row.step)):
+                continue  # artifacts come when their files are written, in the midst of later steps
+            try:
+                take(run, row, order, missing=bool(troubles))
+            except Exception as error:
+                if "table" not in order and "artifact" not in order:
+                    raise
+                troubles.append(in_words(error))
         else:  # the run was killed
             row.end(finished=False)
     except Exception:
@@ -147,16 +158,17 @@ def follow(run: Any, orders: Iterator[Order]) -> bool:
     return bool(status == "finished")
 
 
-def take(run: Any, row: Row, order: Order) -> None:
-    """Carry out one order."""
+def take(run: Any, row: Row, order: Order, missing: bool) -> None:
+    """Carry out one order. missing: artifacts can't be logged."""
     import wandb
 
     if "artifact" in order:
-        keep(run, order)
-    elif "table" in order:  # of the end: after the last step, where that was sent before
-        row.content[order["table"]] = wandb.Table(order["columns"], order["rows"])
-    elif not row.takes(order["step"]):
-        return
+        if not missing:
+            keep(run, order)
+    elif "table" in order:  # which becomes an artifact
+        row.send()
+        if not missing:
+            run.log({order["table"]: wandb.Table(order["columns"], order["rows"])}, step=row.step)
     elif "image" in order:
         row.content[order["image"]] = wandb.Image(order["path"])
     else:
@@ -188,6 +200,11 @@ def keep(run: Any, order: Order) -> None:
         os.unlink(order["path"])
 
 
+def in_words(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def close_files() -> None:
     """Wait until the service has ended: it writes the last of a run's file then."""
     import wandb
@@ -214,9 +231,9 @@ def main() -> None:
     orders, tell = own_streams()
     try:
         run, seconds = begin(next(orders), tell)
-        finished = False
+        finished, troubles = False, list[str]()
         try:
-            finished = follow(run, orders)
+            finished = follow(run, orders, troubles)
         finally:  # also after an error: what is already logged goes into W&B's files
             end_within(seconds + GRACE, tell)
             try:
@@ -224,12 +241,13 @@ def main() -> None:
                 run.finish(exit_code=0 if finished else 1)
             finally:
                 close_files()
+        if troubles:
+            tell(trouble=troubles[0])
     except SystemExit:
         raise
     except BaseException as error:
-        text = str(error).strip().split("\n")[0]
         try:
-            tell(trouble=f"{type(error).__name__}: {text}" if text else type(error).__name__)
+            tell(trouble=in_words(error))
         finally:
             os._exit(1)  # wandb's own hooks at exit may wait
 

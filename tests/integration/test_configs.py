@@ -66,7 +66,7 @@ def test_no_group_is_forgotten_here() -> None:
         "pair",
         "ablation",
         "wandb",
-    }  # the last: tests/integration/test_wandb_sweeps
+    }  # wandb: test_wandb_sweeps.py
 
 
 @pytest.mark.parametrize("name", choices(CONF / "experiment"))

@@ -176,7 +176,7 @@ def test_a_server_that_fails_in_the_middle_leaves_all_in_files(
     one.fault = fault
     assert play(tracker) < 30
     (path,) = (tmp_path / "run" / "wandb").glob("run-*/run-*.wandb")
-    assert f"wandb sync {path.parent}" in warning(caplog)
+    assert f"wandb sync --include-online {path.parent}" in warning(caplog)
     check_complete(read_run(path))
 
 
