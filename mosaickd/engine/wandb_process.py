@@ -130,8 +130,8 @@ class Row:
 def follow(run: Any, orders: Iterator[Order], troubles: list[str]) -> bool:
     """Log until the last order. -> whether the run has finished; one that goes silent has not.
 
-    troubles: gets what is no reason to stop, an artifact that can't be logged. wandb asks its server
-    about each, and takes 20 seconds to find that nobody answers: there is no second one then.
+    troubles: gets what is no reason to stop, an artifact that can't be logged. wandb asks its
+    server about each, and needs 20 seconds to find that nobody answers: no second one then.
     """
     row = Row(run)
     status = "stopped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from conftest import REPO, Cli
 from weights_and_biases import KEY, Server, refusing
 
-from mosaickd import vocabulary
+from mosaickd import dashboard, vocabulary
 from mosaickd.report.paper import table1
 
 
@@ -87,13 +88,23 @@ def test_a_dry_run_prints_the_view_without_network_or_account(cli: Cli) -> None:
     assert paper.count("\n| ") == len(table.rows) + 2 * len(table.blocks)
 
 
-def test_a_view_without_an_account_is_refused_in_words(cli: Cli) -> None:
-    done = call(cli, "--entity", "me", "--project", "mine")
-    assert done.returncode == 1
-    assert "wandb login" in done.stderr
-    assert "--dry-run" in done.stderr
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # wandb-workspaces' own
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--project", "mine"], "wandb login"), (["--name", "\N{ROCKET}", "--dry-run"], "name")],
+)
+def test_what_can_not_be_saved_is_refused_in_words(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No account; a name with an emoji."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"error: .*{words}"):
+        dashboard.main(["--entity", "me", *arguments])
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "wandb_workspaces.py").write_text("raise ImportError('not here')\n")
@@ -101,12 +112,6 @@ def test_a_missing_package_is_named(cli: Cli, tmp_path: Path) -> None:
     done = call(cli, "--entity", "me", "--dry-run", env={"PYTHONPATH": path})
     assert done.returncode == 1
     assert 'pip install "mosaickd[dashboard]"' in done.stderr
-
-
-def test_a_name_that_wandb_refuses_is_told(cli: Cli) -> None:
-    done = call(cli, "--entity", "me", "--name", "\N{ROCKET}", "--dry-run")
-    assert done.returncode == 1
-    assert "name" in done.stderr
 
 
 @pytest.fixture
