@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from mosaickd import config, teachers, vocabulary
+from mosaickd import config, teachers, tracking
 from mosaickd.build import (
     build,
     build_players,
@@ -22,7 +22,7 @@ from mosaickd.build import (
     teacher_path,
     try_players,
 )
-from mosaickd.config import identity, plain
+from mosaickd.config import identity
 from mosaickd.data.broken import listing
 from mosaickd.data.subset import fingerprint
 from mosaickd.engine import distribution
@@ -33,12 +33,12 @@ from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.game import Game, Played
 from mosaickd.engine.graph import CapturedGame
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.engine.loop import PER_CLASS, Loop, Progression, peak_memory_mb
+from mosaickd.engine.loop import Loop, Progression, peak_memory_mb
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleGrids
-from mosaickd.engine.trackers import NoTracker, Tracked, Tracker
+from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.errors import UserError
-from mosaickd.files import read_json, write_atomically
+from mosaickd.files import write_atomically
 from mosaickd.gallery import Gallery
 from mosaickd.locks import check_owned, owned
 from mosaickd.methods.base import Latents
@@ -145,7 +145,7 @@ class Fit:
             iterate = CapturedGame(game, dealer, self.parts.generators)
         every = cfg.train.eval_every or epoch or steps
         look = self.sample_grids()
-        about = self.tracked()
+        about = tracking.tracked(cfg, self.folder, result, self.group)
         tracker: Tracker = NoTracker(run=about)
         if distribution.is_first():
             tracker = build(cfg.tracker, run=about)
@@ -185,7 +185,7 @@ class Fit:
                 path = self.folder / "student.safetensors"
                 save_weights(self.student, path, metadata)
                 tracker.file(loop.at.step, "model", path)
-                self.show_classes(tracker)
+                tracking.show_classes(tracker, self.folder)
             status = "finished"
         except Interrupted:
             status = "interrupted"
@@ -196,7 +196,7 @@ class Fit:
             result["memory_mb"] = round(peak_memory_mb(self.device))
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
             result["status"] = status
-            tracker.finish(status, self.summary(at))
+            tracker.finish(status, tracking.summary(result))
 
     def list_broken(self) -> None:
         """Say in the run's folder which images were left out because they can't be read."""
@@ -237,44 +237,6 @@ class Fit:
             counted=min(10 * len(self.gallery.test.classes), MOST_COUNTED),
         )
 
-    # ------------------------------------------------------------------------------ the tracker
-
-    def tracked(self) -> Tracked:
-        """The run as a tracker files it."""
-        r = self.result
-        images = [f"{r['ood']}-subset"] if r["ood_subset"] else [r["ood"]]
-        pair = f"{r['teacher']}-{r['student']}" if r["teacher"] else r["student"]
-        tags = [r["dataset"], *images, pair]
-        return Tracked(
-            folder=self.folder,
-            settings=plain(self.cfg),
-            name=self.title,
-            group=self.group,
-            job_type=r["method"],
-            tags=tuple(tag for tag in tags if tag),
-        )
-
-    def summary(self, at: Progression) -> dict[str, Any]:
-        """Last and best, whatever the last session of the run has logged."""
-        accuracy = at.accuracy
-        numbers = {
-            vocabulary.TOP1: accuracy["last"],
-            vocabulary.TOP5: accuracy["top5_last"],
-            vocabulary.BEST: accuracy["best"],
-            vocabulary.BEST_STEP: accuracy["best_step"],
-            vocabulary.TEACHER: self.result["teacher_accuracy"],
-        }
-        return {name: value for name, value in numbers.items() if value is not None}
-
-    def show_classes(self, tracker: Tracker) -> None:
-        """The last evaluation's accuracy, class by class."""
-        rows = [
-            [row["class"], row["images"], 100 * row["right"] / row["images"]]
-            for row in (read_json(self.folder / PER_CLASS) or {"classes": []})["classes"]
-            if row["images"]
-        ]
-        tracker.table(vocabulary.PER_CLASS, ["class", "test images", "accuracy"], rows)
-
     # ------------------------------------------------------------------------------ the teacher
 
     def prepare_teacher(self, cut_short: int | None) -> float:
@@ -303,7 +265,7 @@ class Fit:
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
                     with distribution.first_holds(partial(owned, folder)):
-                        self.run(recipe, folder, self.interruption, group="teachers")
+                        self.run(recipe, folder, self.interruption, group=tracking.TEACHERS)
                 except distribution.LostProcess:
                     raise
                 except UserError as error:
@@ -345,10 +307,7 @@ class Fit:
     @property
     def title(self) -> str:
         """The run in a few words."""
-        r = self.result
-        pair = f"{r['teacher']} to {r['student']}" if r["teacher"] else r["student"]
-        images = f"{r['dataset']} from {r['ood']}" if r["ood"] else r["dataset"]
-        return f"{r['method']}: {images}, {pair}, seed {r['seed']}"
+        return tracking.title(self.result)
 
     @property
     def heading(self) -> str:

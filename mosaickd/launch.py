@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd import config, report, run_folder, teachers
+from mosaickd import config, report, run_folder, teachers, tracking
 from mosaickd.build import scratch_config, teacher_path
 from mosaickd.config import config_hash, identity, images_of, needs
 from mosaickd.data import pictures
@@ -119,6 +119,8 @@ def run(
     if before.get("status") == "finished":
         log.info("%s is finished: nothing to do (force=true runs it anew)", folder,
                  extra={"console": group is None})  # fmt: skip
+        if distribution.is_first():
+            tracking.tell_again(cfg, folder, before, group)
         return before | {"skipped": True}
 
     parts = needs(cfg)

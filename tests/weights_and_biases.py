@@ -113,20 +113,46 @@ def wait_for(happened: Any, seconds: float = 60) -> None:
 PROJECT = {"id": "1", "name": "mosaickd", "entity": {"id": "1", "name": "me"}}
 
 
-def graphql(body: bytes, url: str) -> bytes:
-    """The answer to a query: W&B gives a run the id that it asks for, and takes any file."""
-    asked = json.loads(body or b"{}").get("variables") or {}
-    bucket = {"id": "1", "name": asked.get("name"), "displayName": "a run", "project": PROJECT}
-    files = [{"name": name, "uploadUrl": f"{url}/{name}"} for name in asked.get("files") or []]
-    data = {
-        "upsertBucket": {"bucket": bucket, "inserted": True},
-        "createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files},
-    }
-    return json.dumps({"data": data}).encode()
+class Kept:
+    """A run as W&B's server has it: rows by their place in the file, each as it was sent last."""
+
+    def __init__(self) -> None:
+        self.about: dict[str, Any] = {}  # groupName, jobType, tags, ... as last said
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.summary: dict[str, Any] = {}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [row for _, row in sorted(self.rows.items())]
+
+    def take(self, files: dict[str, Any]) -> None:
+        chunk = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
+        for place, line in enumerate(chunk["content"], chunk["offset"]):
+            self.rows[place] = json.loads(line)
+        for line in files.get("wandb-summary.json", {"content": []})["content"]:
+            self.summary = json.loads(line)
+
+    def resume_status(self) -> dict[str, Any]:
+        """What a client asks before it goes on with a run."""
+        tail = [json.dumps(row) for row in self.history[-1:]]
+        return {
+            **{
+                "id": "1",
+                "name": "1",
+                "displayName": "a run",
+                "tags": self.about.get("tags") or [],
+            },
+            **{"summaryMetrics": json.dumps(self.summary), "config": self.about["config"]},
+            **{"historyLineCount": len(self.rows), "logLineCount": 0, "eventsLineCount": 0},
+            **{"historyTail": json.dumps(tail), "eventsTail": "[]", "notes": None},
+            "wandbConfig": json.dumps({"t": {}}),
+        }
 
 
 class Server:
     """Answers as W&B's server does, as far as a run needs it, until `fault` says otherwise.
+
+    `runs` has what it was sent. Artifacts are taken with all their files.
 
     fault: "silent", "cut" (in the middle of an answer), "garbage", "null" (an answer without
         contents), "refused" (no connections), an HTTP status, or None.
@@ -136,7 +162,9 @@ class Server:
     def __init__(self, fault: str | int | None = None, delay: float = 0.0) -> None:
         self.fault, self.delay = fault, delay
         self.requests = 0
-        self.history: list[dict[str, Any]] = []  # rows that have arrived
+        self.runs: dict[str, Kept] = {}
+        self.views: list[dict[str, Any]] = []  # of dashboards
+        self.artifacts: list[dict[str, Any]] = []  # what was asked for, and then "files"
         self.closing = threading.Event()
         outer = self
 
@@ -152,9 +180,13 @@ class Server:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 if outer.fault is None and self.path.endswith("/file_stream"):
-                    outer.take(json.loads(body).get("files") or {})
+                    name = self.path.split("/")[-2]
+                    outer.runs[name].take(json.loads(body).get("files") or {})
+                if self.command == "PUT" and self.path.startswith("/artifact/"):
+                    number, name = self.path.split("/", 3)[2:]
+                    outer.artifacts[int(number)]["files"][name] = body
                 with suppress(OSError):
-                    outer.answer(self, graphql(body, outer.url) if self.path == "/graphql" else b"")
+                    outer.answer(self, outer.graphql(body) if self.path == "/graphql" else b"")
 
             do_GET = do_PUT = do_POST
 
@@ -165,8 +197,62 @@ class Server:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
-    def take(self, files: dict[str, Any]) -> None:
-        self.history += map(json.loads, files.get("wandb-history.jsonl", {}).get("content", []))
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Rows of the only run."""
+        (run,) = self.runs.values()
+        return run.history
+
+    def graphql(self, body: bytes) -> bytes:
+        """The answer to a query: W&B gives a run the id that it asks for, and takes any file."""
+        query = json.loads(body or b"{}")
+        asked = query.get("variables") or {}
+        name = asked.get("name")
+        if "UpsertBucket" in query.get("query", ""):
+            run = self.runs.setdefault(name, Kept())
+            run.about |= {key: value for key, value in asked.items() if value is not None}
+        if "UpsertView" in query.get("query", ""):
+            self.views.append(asked)
+        project = {**PROJECT, "name": asked.get("project") or PROJECT["name"]}
+        bucket = {"id": "1", "name": name, "displayName": "a run", "project": project}
+        files = [{"name": f, "uploadUrl": f"{self.url}/{f}"} for f in asked.get("files") or []]
+        kept = self.runs.get(name)
+        return json.dumps({"data": {
+            "upsertBucket": {"bucket": bucket, "inserted": True},
+            "createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files},
+            "serverInfo": {"features": []},
+            "project": None,
+            "upsertView": {"view": {"id": "1", "name": name}, "inserted": True},
+            "viewer": {"id": "1", "username": "me", "entity": "me", "flags": "{}"},
+            "model": {**PROJECT, "bucket": kept.resume_status() if kept else None},
+            **self.artifact(query.get("query", ""), asked),
+        }}).encode()  # fmt: skip
+
+    def artifact(self, query: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Answers to what a client asks while it sends an artifact."""
+        if "mutation CreateArtifact " in query:
+            self.artifacts.append({**asked["input"], "files": {}})
+            sequence = {"id": "1", "latestArtifact": None}
+            number = str(len(self.artifacts) - 1)
+            new = {"id": number, "state": "PENDING", "artifactSequence": sequence}
+            return {"createArtifact": {"artifact": new}}
+        number = asked.get("artifactID") or asked.get("artifactManifestID") or "0"
+        url = f"{self.url}/artifact/{number}"
+        manifest = {"id": number, "file": {"id": "1", "uploadUrl": f"{url}/manifest",
+                                           "uploadHeaders": []}}  # fmt: skip
+        nodes = [
+            {"node": {"storagePath": file["name"], "uploadHeaders": [],
+                      "uploadUrl": f"{self.url}/artifact/{file['artifactID']}/{file['name']}",
+                      "uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}}
+            for file in (asked.get("input") or {}).get("artifactFiles") or []
+        ]  # fmt: skip
+        return {
+            "createArtifactManifest": {"artifactManifest": manifest},
+            "updateArtifactManifest": {"artifactManifest": manifest},
+            "createArtifactFiles": {"files": {"edges": nodes}},
+            "commitArtifact": {"artifact": {"id": number, "digest": "1"}},
+            "clientIDMapping": {"serverID": number},
+        }
 
     def answer(self, handler: BaseHTTPRequestHandler, content: bytes) -> None:
         if self.fault in ("cut", "refused"):

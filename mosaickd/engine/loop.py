@@ -26,7 +26,7 @@ from mosaickd.engine.device import eagerly
 from mosaickd.engine.evaluate import Accuracy, evaluate
 from mosaickd.engine.game import Game, Played
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.engine.metrics import MetricsFile
+from mosaickd.engine.metrics import MetricsFile, sample_grid
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import Look
 from mosaickd.engine.trackers import Tracker
@@ -237,7 +237,7 @@ class Loop:
                 self.on_best(self.at)
         self.at.evaluated = self.at.step
         if distribution.is_first():
-            path = self.folder / "samples" / f"step{self.at.step:07d}.png"
+            path = sample_grid(self.folder, self.at.step)
             with eagerly():
                 seen = self.look(path, self.at.step)
             self.log(
@@ -354,6 +354,7 @@ class Loop:
     def truncate_metrics(self) -> None:
         if distribution.is_first():
             self.metrics.truncate(self.at.step, self.at.evaluated)
+            self.tracker.resume(self.at.step)
 
 
 def by_class(classes: Sequence[str], measured: Accuracy, step: int) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""metrics.jsonl: one JSON object a line, each with the step it belongs to."""
+"""metrics.jsonl: one JSON object a line, each with the step it belongs to. And where the picture of
+a step lies."""
 
 from __future__ import annotations
 
@@ -8,6 +9,11 @@ from typing import Any
 
 from mosaickd.files import write_atomically
 from mosaickd.vocabulary import STEP, TOP1
+
+
+def sample_grid(folder: Path, step: int) -> Path:
+    """Of a run's folder: the sample grid that an evaluation has drawn, if it drew one."""
+    return folder / "samples" / f"step{step:07d}.png"
 
 
 class MetricsFile:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import netrc
 import os
 import re
 import shutil
@@ -20,14 +19,21 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
+from mosaickd.account import has_api_key, server
 from mosaickd.bounds import Positive
+from mosaickd.engine.metrics import MetricsFile, sample_grid
+from mosaickd.engine.wandb_process import OUTBOX
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_json
+from mosaickd.vocabulary import SAMPLES, STEP, TIME, TOP1
 
 log = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds beyond W&B's own timeouts, after which its process is taken for hung
 INTERRUPTED = 10.0  # seconds that a run which was asked to stop still waits
+#: What an agent of a W&B sweep says to the run that it starts, and which no other run may hear.
+AGENTS = ("WANDB_SWEEP_", "WANDB_RUN_ID")
+BUNDLE = 1000  # records that are handed over together
 BACKLOG = 10_000  # records that W&B may be behind
 #: How wandb says, on the terminal only, that not all was sent, or that its service has crashed.
 COMPLAINT = re.compile(r"^(?:wandb: (?:WARNING|ERROR) |(?=panic: ))(.*?)\.?$", re.MULTILINE)
@@ -43,11 +49,16 @@ class Tracked:
     group: str | None = None  # what it is one of: a sweep, the training of teachers
     job_type: str | None = None  # the method
     tags: tuple[str, ...] = ()  # what to find it by: images, teacher and student
+    asked_for: bool = True  # whether the command was for this run, or it needs this one: a teacher
 
 
 @runtime_checkable
 class Tracker(Protocol):
     """What the loop asks of a tracker. It is built with `run`, a `Tracked`, and its settings."""
+
+    def resume(self, step: int) -> None:
+        """The run goes on after `step`, 0 for its beginning. metrics.jsonl and samples/ in its
+        folder have what was logged up to there, by an earlier session."""
 
     def log(self, step: int, record: dict[str, Any]) -> None:
         """Metrics of a step by their names in `vocabulary`: numbers, and lists of counts."""
@@ -69,6 +80,7 @@ class NoTracker:
     """Keeps nothing: metrics.jsonl and samples/ in the run's folder are all there is."""
 
     def __init__(self, *, run: Tracked) -> None: ...
+    def resume(self, step: int) -> None: ...
     def log(self, step: int, record: dict[str, Any]) -> None: ...
     def image(self, step: int, name: str, path: Path) -> None: ...
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
@@ -84,8 +96,9 @@ class WandbTracker:
     server that can't be used leaves the run offline, any other trouble ends the tracking; either
     is one warning. A mistake (no wandb, a project's name that W&B refuses) is a UserError.
 
-    The run's id lies in the run's folder, so that a resumed run continues the same curve. A run
-    that an agent of a W&B sweep has started takes the id that the agent gives it.
+    The run's id lies in the run's folder, so that a resumed run continues the same curve; what W&B
+    lacks of it a session gives first (docs/decisions/0020). A run that an agent of a W&B sweep has
+    started takes the id that the agent gives it, and goes where the agent says.
     tags: beside those of every run. log_checkpoints: each checkpoint, and at the end the student,
     become artifacts. init_timeout, finish_timeout: seconds for W&B's server to answer, and to take
     what is left.
@@ -108,10 +121,17 @@ class WandbTracker:
         self.process: Subprocess | None = None  # as long as W&B is followed
         self.files: Path | None = None  # where W&B keeps this session
         self.config = run.settings
+        # A trial of a W&B sweep: its agent says what it is called and where it goes.
+        trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        self.trial = trial if run.asked_for else None
+        self.run_id = self.trial or _run_id(run.folder / "wandb.json")
+        where = {"project": project, "entity": entity, "run_id": self.run_id}
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(AGENTS)}
+        if self.trial:
+            elsewhere = {"WANDB_PROJECT": project} | ({"WANDB_ENTITY": entity} if entity else {})
+            self.environment = elsewhere | dict(os.environ)
         self.about: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "run_id": _run_id(run.folder / "wandb.json"),
+            **({} if self.trial else where),
             "run_name": run.name,
             "run_group": run.group,
             "run_job_type": run.job_type,
@@ -126,21 +146,22 @@ class WandbTracker:
             "finish_timeout": finish_timeout,
             "finish_timeout_raises": True,
         }
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
         trouble = self.begin(mode)
         if trouble and mode == "online":
             reason, trouble = trouble, self.begin("offline")
             if not trouble:
                 log.warning("%s can't be used: %s. The run goes on offline; `wandb sync %s` sends "
-                            "it later", _server(), reason, self.files)  # fmt: skip
+                            "it later", server(), reason, self.files)  # fmt: skip
         if trouble:
             self.give_up(trouble)
 
     def begin(self, mode: str) -> str:
         """Start a process and wait until W&B's run has begun. -> the trouble with it, or ""."""
         about = {**self.about, "mode": mode, "resume": "allow" if mode == "online" else None}
+        script = Path(__file__).with_name("wandb_process.py")
         try:
-            process = Subprocess(Path(__file__).with_name("wandb_process.py"))
+            process = Subprocess(script, self.environment)
         except OSError as error:
             return f"its process can't be started ({error})"
         try:
@@ -162,6 +183,19 @@ class WandbTracker:
             raise UserError(f"W&B refuses a setting (tracker.*, WANDB_*): {answer['mistake']}")
         return _trouble(answer, process.printed())
 
+    def resume(self, step: int) -> None:
+        """Give W&B what it lacks of the run so far. A session on its own server lacks what was not
+        sent; an offline one lacks all, as `wandb sync` puts each in the place of the one before."""
+        orders: list[dict[str, Any]] = []
+        for line in MetricsFile(self.folder / "metrics.jsonl").read() if step else []:
+            at, when = line.pop(STEP), line.pop(TIME, None)
+            orders.append({"step": at, "record": line} | ({"time": when} if when else {}))
+            picture = sample_grid(self.folder, at)
+            if TOP1 in line and picture.is_file():
+                orders.append({"step": at, "image": SAMPLES, "path": str(picture)})
+        for first in range(0, len(orders), BUNDLE):
+            self.send({"orders": orders[first : first + BUNDLE]})
+
     def log(self, step: int, record: dict[str, Any]) -> None:
         self.send({"step": step, "record": record})
 
@@ -176,8 +210,9 @@ class WandbTracker:
         at `path`: it is given a name of its own for as long."""
         if not self.log_checkpoints or self.process is None or self.files is None:
             return
-        kept = self.files / f"{kind}-step{step}{path.suffix}"
+        kept = self.files / OUTBOX / f"{kind}-step{step}{path.suffix}"
         try:
+            kept.parent.mkdir(exist_ok=True)
             kept.unlink(missing_ok=True)
             try:
                 os.link(path, kept)
@@ -186,7 +221,7 @@ class WandbTracker:
         except OSError as error:
             log.warning("%s does not become an artifact: %s", path, error)
             return
-        name = f"{kind}-{self.about['run_id']}"
+        name = f"{kind}-{self.run_id}"
         self.send({"step": step, "artifact": name, "kind": kind, "path": str(kept),
                    "file": path.name})  # fmt: skip
 
@@ -202,7 +237,7 @@ class WandbTracker:
         process.close()
         answer = process.answer(seconds)
         if not answer and status == "interrupted":  # it closes its files, within its own time
-            self.give_up(f"not everything was sent within {seconds:g} s")
+            self.give_up(f"not everything was sent within {seconds:g} s", ended=False)
         elif answer != {"ended": 0} or COMPLAINT.search(process.printed()):
             process.kill()
             self.give_up(_trouble(answer, process.printed()))
@@ -220,12 +255,15 @@ class WandbTracker:
         else:
             self.process.send(order)
 
-    def give_up(self, trouble: str) -> None:
+    def give_up(self, trouble: str, ended: bool = True) -> None:
         """The one warning; from here on the run is without W&B."""
         self.process = None
-        sync = f", and `wandb sync {self.files}` sends what W&B has of it" if self.files else ""
+        if self.files and ended:
+            shutil.rmtree(self.files / OUTBOX, ignore_errors=True)
+        online = "" if "offline-run-" in str(self.files) else "--include-online "
+        sync = f", and `wandb sync {online}{self.files}` sends what W&B has of it"
         log.warning("W&B: %s. The run is not affected: %s has all numbers%s",
-                    trouble, self.folder / "metrics.jsonl", sync)  # fmt: skip
+                    trouble, self.folder / "metrics.jsonl", sync if self.files else "")  # fmt: skip
 
 
 class Subprocess:
@@ -234,13 +272,14 @@ class Subprocess:
     Sending never waits and never fails. The last answer is {"ended": exit code}.
     """
 
-    def __init__(self, script: Path) -> None:
+    def __init__(self, script: Path, environment: dict[str, str] | None = None) -> None:
         self._stderr = tempfile.TemporaryFile("a+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            env=environment,
             start_new_session=True,  # Ctrl-C is for the run alone
         )
         self._orders: SimpleQueue[str | None] = SimpleQueue()
@@ -304,8 +343,6 @@ def _trouble(answer: dict[str, Any], printed: str) -> str:
 
 def _run_id(path: Path) -> str:
     """The id that `path` keeps; a new one where there is none yet, or none that can be used."""
-    if os.environ.get("WANDB_SWEEP_ID") and (given := os.environ.get("WANDB_RUN_ID")):
-        return given  # the agent's: what it has started is known by it
     try:
         kept = read_json(path)
         if kept is not None:
@@ -320,18 +357,3 @@ def _run_id(path: Path) -> str:
     except OSError as error:
         log.warning("%s can't be written (%s): a resumed run will begin a new curve", path, error)
     return run_id
-
-
-def _server() -> str:
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-
-
-def _has_api_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = _server().split("//")[-1].split("/")[0]
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -61,7 +61,12 @@ def test_no_group_is_forgotten_here() -> None:
     known = {"model", "dataset", "method", "train", "tracker", "generator", "discriminator"}
     assert groups == known | {"experiment"}
     sweeps = {folder.name for folder in SWEEPS.iterdir() if any(folder.glob("*.yaml"))}
-    assert sweeps == {"sweep", "pair", "ablation"}
+    assert sweeps == {
+        "sweep",
+        "pair",
+        "ablation",
+        "wandb",
+    }  # wandb: test_wandb_sweeps.py
 
 
 @pytest.mark.parametrize("name", choices(CONF / "experiment"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file
 
-from mosaickd import config, teachers
+from mosaickd import config, teachers, vocabulary
 from mosaickd.engine.checkpoint import load_checkpoint
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.errors import UserError
@@ -123,6 +124,19 @@ LOSSES = {
 }  # fmt: skip
 
 
+#: What any metric may be called.
+VOCABULARY = re.compile(
+    "|".join(re.sub("PLAYER|NAME", r"[a-z0-9_]+", name) for name in vocabulary.METRICS)
+)
+
+
+def test_the_docs_say_which_losses_a_method_logs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (`\w+/\w+`(?:, `\w+/\w+`)*) \|$", text, re.MULTILINE)
+    assert {m: set(re.findall(r"\w+/\w+", names)) for m, names in listed} == LOSSES
+    assert set(LOSSES) == set(config.options(config.CONF / "method"))
+
+
 def taught(house: House, method: str) -> list[str]:
     if method == "scratch":
         return ["method=scratch"]
@@ -155,8 +169,14 @@ def test_a_few_steps_of_each_method(house: House, method: str) -> None:
     assert {name for record in records for name in losses(record)} == LOSSES[method]
     for record in records:
         assert all(abs(value) < 1e4 for value in losses(record).values()), record
-    evaluations = [r["step"] for r in house.metrics(folder) if "accuracy" in r]
-    assert evaluations == [2, 4]
+    evaluations = [r for r in house.metrics(folder) if vocabulary.TOP1 in r]
+    assert [r["step"] for r in evaluations] == [2, 4]
+    players = {name.split("/")[0] for name in LOSSES[method]}
+    logged = {name for record in house.metrics(folder) for name in record}
+    assert {name for name in logged if name.startswith("lr/")} == {f"lr/{p}" for p in players}
+    unknown = logged - {vocabulary.STEP, vocabulary.TIME}
+    assert not {name for name in unknown if not VOCABULARY.fullmatch(name)}
+    assert (vocabulary.FAKE_CLASSES in logged) == (drawn_by(method) == 2)
     assert (house.root / folder / "checkpoints" / "last.pt").exists()
     assert (house.root / folder / "checkpoints" / "best.safetensors").exists()
     drawn = sorted(p.name for p in (house.root / folder).glob("samples/*.png"))

@@ -26,6 +26,7 @@ ALLOWED = {
     "bounds": set[str](),
     "vocabulary": set[str](),
     "durations": set[str](),
+    "account": set[str](),
     "files": {"errors"},
     "locks": {"errors"},
     "provenance": set[str](),
@@ -37,12 +38,13 @@ ALLOWED = {
     "models": {"errors", "files", "bounds", "torch_file"},
     "methods": {"losses", "bounds", "errors"},
     "engine": {
-        *("methods.base", "vocabulary", "durations"),
+        *("methods.base", "vocabulary", "durations", "account"),
         *("bounds", "errors", "files", "locks", "torch_file"),
     },
     "report": {"errors", "locks", "vocabulary"},
     "figures": {"errors", "files", "report", "vocabulary", "revive"},
     "status": {"errors", "report", "vocabulary", "locks", "durations"},
+    "dashboard": {"errors", "report.paper", "report.words", "vocabulary", "account"},
 }
 #: All that `report` and `figures` need in order to read files and to show what they found.
 DRAWING = {"rich", "matplotlib", "numpy", "PIL", "yaml"}
@@ -105,6 +107,7 @@ def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
             "parallel",
             "targets",
             "task",
+            "tracking",
             "trust",
         ),
     ):

@@ -176,7 +176,7 @@ def test_a_server_that_fails_in_the_middle_leaves_all_in_files(
     one.fault = fault
     assert play(tracker) < 30
     (path,) = (tmp_path / "run" / "wandb").glob("run-*/run-*.wandb")
-    assert f"wandb sync {path.parent}" in warning(caplog)
+    assert f"wandb sync --include-online {path.parent}" in warning(caplog)
     check_complete(read_run(path))
 
 
@@ -345,10 +345,10 @@ def test_a_damaged_id_begins_a_new_curve(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))  # W&B itself isn't needed
     (tmp_path / "wandb.json").write_bytes(content)
-    first = begin(tmp_path).about["run_id"]
+    first = begin(tmp_path).run_id
     assert "new curve" in caplog.text
     caplog.clear()
-    assert begin(tmp_path).about["run_id"] == first
+    assert begin(tmp_path).run_id == first
     assert "new curve" not in caplog.text
 
 

@@ -1,0 +1,149 @@
+"""python -m mosaickd.dashboard: what it prints, and what it tells a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPO, Cli
+from weights_and_biases import KEY, Server, refusing
+
+from mosaickd import dashboard, vocabulary
+from mosaickd.report.paper import table1
+
+
+def call(
+    cli: Cli, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Without network, account or home, unless `env` says otherwise."""
+    command = [sys.executable, "-m", "mosaickd.dashboard", *arguments]
+    environment = cli.environment() | {"PYTHONPATH": str(REPO)} | dict(env or {})
+    done = subprocess.run(
+        command, cwd=cli.folder, env=environment, capture_output=True, text=True, timeout=120,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    sections = spec["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: section["panels"] for section in sections}
+
+
+def shown(panel: dict[str, Any]) -> set[str]:
+    """The metrics that a panel names or matches."""
+    config = panel["config"]
+    names = {*config.get("metrics", []), *config.get("mediaKeys", [])}
+    if pattern := config.get("metricRegex"):
+        names |= {name for name in LOGGED if re.match(pattern, name)}
+    return names
+
+
+#: As in `vocabulary`, of players that there are.
+LOGGED = {
+    f"{kind}/{player}/any"
+    for kind in ("loss", "weighted")
+    for player in ("discriminator", "generator", "student", "images", "head")
+}
+
+
+def test_a_dry_run_prints_the_view_without_network_or_account(cli: Cli) -> None:
+    done = call(cli, "--entity", "me", "--project", "mine", "--name", "Ours", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    view = json.loads(done.stdout)
+    assert (view["entity"], view["project"], view["name"]) == ("me", "mine", "Ours")
+    sections = panels(view["spec"])
+    titles = list(sections)
+    assert titles[:5] == ["Accuracy", "Table 1", "Discriminator", "Generator", "Student"]
+    assert {"Fakes", "Samples", "Accuracy by class", "Speed and memory"} <= set(titles)
+
+    for player in ("discriminator", "generator", "student"):
+        names = {name for panel in sections[player.capitalize()] for name in shown(panel)}
+        assert names == {f"loss/{player}/any", f"weighted/{player}/any", f"lr/{player}"}
+    every = [panel for section in sections.values() for panel in section]
+    names = {name for panel in every for name in shown(panel)}
+    said = {name for name in vocabulary.METRICS if "PLAYER" not in name}
+    of_a_summary = {vocabulary.BEST_STEP, vocabulary.TEACHER, vocabulary.PER_CLASS}
+    assert said - of_a_summary <= names, "a metric that no panel shows"
+    assert {n for n in names if not n.startswith(("loss/", "weighted/", "lr/"))} <= said
+    assert vocabulary.PER_CLASS in json.dumps(sections["Accuracy by class"])
+    curves = [panel["config"] for panel in every if "Line Plot" in panel["viewType"]]
+    assert curves
+    assert {config["xAxis"] for config in curves} == {"_step"}
+    (runs,) = view["spec"]["section"]["runSets"]
+    assert [key["name"] for key in runs["grouping"]] == ["cell.value", "jobType"]
+
+    (paper,) = (p["config"]["value"] for p in sections["Table 1"] if "value" in p["config"])
+    table = table1()
+    for row in table.rows.values():
+        assert " | ".join(f"{row[pair]:.2f}" for pair in table.pairs) in paper
+    assert paper.count("\n| ") == len(table.rows) + 2 * len(table.blocks)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # wandb-workspaces' own
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--project", "mine"], "wandb login"), (["--name", "\N{ROCKET}", "--dry-run"], "name")],
+)
+def test_what_can_not_be_saved_is_refused_in_words(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No account; a name with an emoji."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"error: .*{words}"):
+        dashboard.main(["--entity", "me", *arguments])
+
+
+@pytest.mark.slow
+def test_a_missing_package_is_named(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "wandb_workspaces.py").write_text("raise ImportError('not here')\n")
+    path = f"{tmp_path / 'packages'}:{REPO}"
+    done = call(cli, "--entity", "me", "--dry-run", env={"PYTHONPATH": path})
+    assert done.returncode == 1
+    assert 'pip install "mosaickd[dashboard]"' in done.stderr
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    one = Server()
+    yield one
+    one.close()
+
+
+def account(url: str) -> dict[str, str]:
+    return {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "no_proxy": "127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_view_is_saved(cli: Cli, server: Server) -> None:
+    done = call(cli, "--entity", "me", "--project", "mine", env=account(server.url))
+    assert done.returncode == 0, done.stderr
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"]) == ("me", "mine")
+    assert view["displayName"] == "MosaicKD"
+    assert "Generator" in panels(json.loads(view["spec"]))
+    assert f"/me/mine?nw={view['name'].removeprefix('nw-').removesuffix('-v')}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [401, 404, "garbage", "null", "gone"])
+def test_a_server_that_does_not_take_a_view_is_told(
+    cli: Cli, server: Server, fault: str | int
+) -> None:
+    url = refusing() if fault == "gone" else server.url
+    server.fault = None if fault == "gone" else fault
+    done = call(cli, "--entity", "me", "--project", "mine", env=account(url))
+    assert done.returncode == 1
+    assert f"error: {url} did not take the view for me/mine" in done.stderr
+    assert "--entity" in done.stderr
