@@ -103,7 +103,7 @@ class RunPage:
         last, _ = self.accuracies()
         words = [STATES.get(self.state, (self.state, ""))[0], f"step {self.progress()}"]
         words += [percent(last)] if last is not None else []
-        return ", ".join(words)
+        return ", ".join(words) + (f"; {self.run.variant}" if self.run and self.run.variant else "")
 
     def overview(self) -> list[str]:
         word, meaning = STATES.get(self.state, (self.state, ""))
