@@ -153,7 +153,9 @@ def sections() -> Iterator[tuple[str, list[Any], bool]]:
         [
             curve("Classes that the teacher sees", vocabulary.FAKE_CLASSES_SEEN, "classes"),
             curve("How sure it is of them", vocabulary.FAKE_CONFIDENCE, "mean probability"),
-            p.MediaBrowser(title="Images by predicted class", media_keys=[vocabulary.FAKE_CLASSES]),
+            p.MediaBrowser(
+                title="How many are taken for each class", media_keys=[vocabulary.FAKE_CLASSES]
+            ),
         ],
         True,
     )

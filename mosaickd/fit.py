@@ -148,9 +148,10 @@ class Fit:
         about = tracking.tracked(cfg, self.folder, result, self.group)
         tracker: Tracker = NoTracker(run=about)
         if distribution.is_first():
-            tracker = build(cfg.tracker, run=about)
+            check_owned(self.folder)  # to prepare may have taken long
             result |= {"status": "running", "total_steps": steps}
             keep_result(self.folder, result)
+            tracker = build(cfg.tracker, run=about)
         loop = Loop(
             game=game,
             dealer=dealer,

@@ -119,8 +119,9 @@ class Gallery:
         (source,) = self.images
         return -(-self.count_of(source) // train.batch_size)
 
-    def choose_subset(self, teacher: nn.Module) -> None:
-        """Of the OOD images, keep those that the teacher is least sure about (its appendix)."""
+    def choose_subset(self, teacher: nn.Module, *, keep: bool = True) -> None:
+        """Of the OOD images, keep those that the teacher is least sure about (its appendix).
+        keep: write down which these are, for others."""
         images = self.images["ood"]
         count, source = self.count_of("ood"), self.sources["ood"]
         dataset = self.sources["dataset"]
@@ -137,6 +138,7 @@ class Gallery:
                 count=count,
                 path=folder / f"{name}.safetensors",
                 what=source.name,
+                keep=keep,
             )
         )
         distribution.same(kept)  # where it can't be kept in a file, each has chosen

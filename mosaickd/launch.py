@@ -154,6 +154,8 @@ def run(
     }
     try:
         with explained(cfg, folder, result):
+            if distribution.is_first():  # for those who look at it from outside
+                run_folder.keep_result(folder, result | {"status": "preparing"})
             Fit(cfg, folder, interruption, group, result, run).fit()
         result["status"] = "finished"
     except Interrupted as stop:

@@ -1,7 +1,7 @@
 """A run brought back from its folder: its images, its teacher, and what its generator makes.
 
 For whoever looks at a run from outside (`mosaickd.figures`), who needs no torch: all that goes in
-or out is numpy's. Nothing is trained or written.
+or out is numpy's. Nothing is trained, and nothing is written in the run's folder or its teachers'.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Revived:
     @cached_property
     def ood_images(self) -> Tensor:
         if self.cfg.ood_subset and self.parts.teacher is not None:
-            self.gallery.choose_subset(self.parts.teacher)
+            self.gallery.choose_subset(self.parts.teacher, keep=False)
         return self.gallery.images["ood"].images
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class Revived:
     @cached_property
     def played(self) -> Any:
         """The method with its players as they were at the newest checkpoint, in eval mode."""
-        path = newest_readable(self.folder / "checkpoints" / "last.pt")
+        path = newest_readable(self.folder / "checkpoints" / "last.pt", look_only=True)
         if path is None:
             raise UserError(f"{self.folder} has no checkpoint, so no generator")
         game = load_checkpoint(path)["game"]

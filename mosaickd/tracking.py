@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from mosaickd.build import build
 from mosaickd.config import plain
 from mosaickd.engine.loop import PER_CLASS
 from mosaickd.engine.trackers import Tracked, Tracker
+from mosaickd.errors import UserError
 from mosaickd.files import read_json
+
+log = logging.getLogger(__name__)
 
 #: The group of teachers that are trained because a run needs them.
 TEACHERS = "teachers"
@@ -30,7 +34,7 @@ def title(result: dict[str, Any]) -> str:
 def tracked(cfg: DictConfig, folder: Path, result: dict[str, Any], group: str | None) -> Tracked:
     """result: what result.json says of the run."""
     r = result
-    images = [f"{r['ood']}-subset"] if r["ood_subset"] else [r["ood"]]
+    images = [f"{r['ood']}-subset"] if r.get("ood_subset") else [r["ood"]]
     pair = f"{r['teacher']}-{r['student']}" if r["teacher"] else r["student"]
     tags = [r["dataset"], *images, pair]
     return Tracked(
@@ -59,11 +63,16 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 
 def show_classes(tracker: Tracker, folder: Path) -> None:
     """The last evaluation's accuracy, class by class."""
-    rows = [
-        [row["class"], row["images"], 100 * row["right"] / row["images"]]
-        for row in (read_json(folder / PER_CLASS) or {"classes": []})["classes"]
-        if row["images"]
-    ]
+    try:
+        content = read_json(folder / PER_CLASS) or {"classes": []}
+        rows = [
+            [row["class"], row["images"], 100 * row["right"] / row["images"]]
+            for row in content["classes"]
+            if row["images"]
+        ]
+    except (UserError, LookupError, TypeError) as error:  # somebody's edit: no run fails by it
+        log.warning("%s can't be read (%s)", folder / PER_CLASS, error)
+        return
     tracker.table(vocabulary.PER_CLASS, ["class", "test images", "accuracy"], rows)
 
 

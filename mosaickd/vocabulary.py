@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 #: What each line of metrics.jsonl has beside its metrics.
 STEP = "step"  # iterations of the run so far: the axis of every curve
 TIME = "time"  # when it was logged, in seconds since 1970
@@ -71,3 +73,13 @@ FORMER = {
     "images_per_second": IMAGES_PER_SECOND,
     "memory_mb": PEAK_MEMORY,
 }
+
+
+def renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Older versions had other names, and grouped losses and learning rates."""
+    new: dict[str, Any] = {}
+    for name, value in record.items():
+        name = FORMER.get(name, name)
+        new |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {
+            name: value}  # fmt: skip
+    return new

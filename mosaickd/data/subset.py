@@ -25,19 +25,23 @@ HASHED_LABELS = 16 * 2**20  # bytes: two million labels
 READ_CHUNK = 1024  # images gathered at once
 
 
-def most_uncertain(scores: Callable[[], Tensor], *, count: int, path: Path, what: str) -> Tensor:
+def most_uncertain(
+    scores: Callable[[], Tensor], *, count: int, path: Path, what: str, keep: bool = True
+) -> Tensor:
     """Indices int64 [count], ascending, of the `count` highest scores; ties go to the lower index.
 
     scores(): [N], called only where the file `path` (.safetensors) does not hold the answer, by
     one process at a time: others wait, and take over from one that was killed. It must not
-    wait for other processes. what: whose images these are, for messages. Raises UserError for
-    more images than there are, and for scores that are not finite.
+    wait for other processes. what: whose images these are, for messages. keep: write that file.
+    Raises UserError for more images than there are, and for scores that are not finite.
     """
     if count < 1:
         raise UserError(f"a subset of {what} must have at least 1 image, got {count}")
     found = _read(path, count, logging.DEBUG)
     if found is not None:
         return found
+    if not keep:
+        return choose(scores(), count, what)
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

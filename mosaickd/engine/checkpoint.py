@@ -41,11 +41,11 @@ def exist(path: Path) -> bool:
     return path.exists() or before(path).exists()
 
 
-def newest_readable(path: Path) -> Path | None:
+def newest_readable(path: Path, *, look_only: bool = False) -> Path | None:
     """The checkpoint to go on from; None where there is none.
 
     A damaged newest one is put aside, which the log says, and the one before it taken. Raises
-    UserError where none can be read; nothing is removed.
+    UserError where none can be read; nothing is removed. look_only: nothing is put aside either.
     """
     reasons = []
     for candidate in (path, before(path)):
@@ -62,7 +62,7 @@ def newest_readable(path: Path) -> Path | None:
                 "the run anew with force=true, or choose another hydra.run.dir=FOLDER"
             )
         return None
-    if reasons:
+    if reasons and not look_only:
         aside = path.with_name(f"damaged{path.suffix}")
         os.replace(path, aside)
         log.warning("%s. The run goes on from the checkpoint before it; the damaged one is kept as "

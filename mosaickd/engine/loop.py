@@ -298,7 +298,7 @@ class Loop:
         """Go on from the folder's newest checkpoint that can be read, if it has one."""
         path = distribution.first(lambda: newest_readable(self.writer.path))
         if path is None:
-            self.truncate_metrics()
+            self.forget_later()
             return
         state = load_checkpoint(path)
         self.check_provenance(path, state.get("provenance", {}))
@@ -314,7 +314,7 @@ class Loop:
                 f"{path} does not fit this run ({error}); "
                 "start anew with force=true, or choose another hydra.run.dir=FOLDER"
             ) from error
-        self.truncate_metrics()
+        self.forget_later()
         log.info("resumed at step %d of %d", self.at.step, self.steps)
 
     def check_provenance(self, path: Path, before: Mapping[str, Any]) -> None:
@@ -351,10 +351,17 @@ class Loop:
             now, before, self.batch_size // now, self.batch_size // before,
         )  # fmt: skip
 
-    def truncate_metrics(self) -> None:
-        if distribution.is_first():
-            self.metrics.truncate(self.at.step, self.at.evaluated)
-            self.tracker.resume(self.at.step)
+    def forget_later(self) -> None:
+        """What lies after the checkpoint is to come again: until then it isn't there."""
+        if not distribution.is_first():
+            return
+        self.metrics.truncate(self.at.step, self.at.evaluated)
+        for path in (self.folder / "samples").glob("step*.png"):
+            if path > sample_grid(self.folder, self.at.evaluated):
+                path.unlink()
+        if self.at.evaluated < 0:
+            (self.folder / PER_CLASS).unlink(missing_ok=True)
+        self.tracker.resume(self.at.step)
 
 
 def by_class(classes: Sequence[str], measured: Accuracy, step: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaickd.files import write_atomically
-from mosaickd.vocabulary import STEP, TOP1
+from mosaickd.vocabulary import STEP, TOP1, renamed
 
 
 def sample_grid(folder: Path, step: int) -> Path:
@@ -28,13 +28,13 @@ class MetricsFile:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines: a kill may have cut the last one short."""
+        """All whole lines by today's names: a kill may have cut the last one short."""
         if not self.path.exists():
             return []
         records = []
         for line in self.path.read_text().splitlines():
             try:
-                records.append(json.loads(line))
+                records.append(renamed(json.loads(line)))
             except ValueError:
                 break
         return records

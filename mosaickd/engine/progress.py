@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
 from types import TracebackType
 from typing import TypeVar
 
@@ -79,6 +80,7 @@ class Progress:
         self.step = 0
         self.accuracy = ""
         self.losses: dict[str, float] = {}
+        self.lines = 0  # of this session
         self.speeds: deque[float] = deque(maxlen=10)  # seconds a step, of the last lines
         self.evaluating: float | None = None  # since when
         self.an_evaluation = 0.0  # seconds that the last one took
@@ -110,6 +112,9 @@ class Progress:
 
     def show(self, losses: dict[str, float], seconds_per_step: float) -> None:
         self.losses = losses
+        self.lines += 1
+        if self.lines == 2:  # the first is of one step, and of all that is done only once
+            self.speeds.clear()
         self.speeds.append(seconds_per_step)
         if not watched() and time.monotonic() - self.told > SILENCE:
             self._tell(f"step {self.step}/{self.steps}  {self._pace()}  {self._all_losses()}")
@@ -148,7 +153,7 @@ class Progress:
             return 0.0
         steps = self.steps - self.step
         evaluations = steps / self.eval_every if self.eval_every else 0
-        return steps * sum(self.speeds) / len(self.speeds) + evaluations * self.an_evaluation
+        return steps * median(self.speeds) + evaluations * self.an_evaluation
 
     def _all_losses(self) -> str:
         return "  ".join(f"{name} {value:.3g}" for name, value in self.losses.items())

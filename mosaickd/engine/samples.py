@@ -113,20 +113,22 @@ class SampleGrids:
         modules = [m for m in self.method.players.values() if m.training]
         for module in modules:  # looking must not move batch-norm statistics
             module.eval()
-        fakes: list[Tensor] = []
+        shown: Tensor | None = None
+        logits: list[Tensor] = []
         for noise in self.noise:
             with self.autocast():
                 images = self.method.synthesize(noise)
-            fakes += [] if images is None else [images]
+            if images is not None:
+                logits.append(self._logits(images))
+                shown = images if shown is None else shown  # of the others the classes are enough
         for module in modules:
             module.train()
         drawn = any(path.parent.glob("*.png"))  # by this process, or one that it goes on from
-        if not fakes and (drawn or self.images is None):
+        if shown is None and (drawn or self.images is None):
             return Look(False, {})
         grids, metrics = [], {}
-        if fakes:
-            logits = [self._logits(images) for images in fakes]
-            grids.append(self._grid("synthetic", fakes[0], logits[0]))
+        if shown is not None:
+            grids.append(self._grid("synthetic", shown, logits[0]))
             metrics = classes_seen(torch.cat(logits))
         if self.images is not None:
             grids.append(self._grid("images", self.images, self._logits(self.images)))

@@ -70,7 +70,8 @@ class Tracker(Protocol):
         """What the end of a run has to say of many things at once."""
 
     def file(self, step: int, kind: str, path: Path) -> None:
-        """A file was written whole at `path`: a checkpoint, or a model (the student)."""
+        """A file was written whole at `path`: a checkpoint, or a model (the student). Of
+        checkpoints the thread that writes them tells, while the run goes on."""
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         """The run's last word. status: finished, interrupted or failed."""
@@ -118,6 +119,7 @@ class WandbTracker:
         self.folder = run.folder.absolute()
         self.log_checkpoints = log_checkpoints
         self.finish_timeout = finish_timeout
+        self.lock = threading.RLock()  # checkpoints come from a thread of their own
         self.process: Subprocess | None = None  # as long as W&B is followed
         self.files: Path | None = None  # where W&B keeps this session
         self.config = run.settings
@@ -245,15 +247,16 @@ class WandbTracker:
 
     def send(self, order: dict[str, Any]) -> None:
         """Hand over, unless W&B is in trouble."""
-        if self.process is None:
-            return
-        if answer := self.process.answer(0):
-            self.give_up(_trouble(answer, self.process.printed()))
-        elif self.process.waiting() > BACKLOG:
-            self.process.kill()
-            self.give_up(f"it has stopped taking records; {BACKLOG} are waiting")
-        else:
-            self.process.send(order)
+        with self.lock:
+            if self.process is None:
+                return
+            if answer := self.process.answer(0):
+                self.give_up(_trouble(answer, self.process.printed()))
+            elif self.process.waiting() > BACKLOG:
+                self.process.kill()
+                self.give_up(f"it has stopped taking records; {BACKLOG} are waiting")
+            else:
+                self.process.send(order)
 
     def give_up(self, trouble: str, ended: bool = True) -> None:
         """The one warning; from here on the run is without W&B."""

@@ -68,6 +68,7 @@ def begin(order: Order, tell: Tell) -> tuple[Any, float]:
         sys.exit()
     config = beside(order["config"], given_by_agent())
     run = wandb.init(settings=settings, config=config)
+    run.summary["status"] = "running"  # not what an earlier session came to
     tell(begun=os.path.dirname(run.dir))
     return run, order["settings"]["finish_timeout"]
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, told
 from mosaickd.figures import ablations, animation, curves, domains, drawing, embedding, samples
 from mosaickd.figures.drawing import Drawing
 from mosaickd.figures.runs import Chosen, choose
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {told(error)}")
 
 
 def parser() -> argparse.ArgumentParser:

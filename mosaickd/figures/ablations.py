@@ -6,12 +6,14 @@ import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from mosaickd.figures.drawing import COLOURS, MARKERS, MUTED, Drawing, new_figure, styled
+from mosaickd.figures.drawing import COLOURS, MARKERS, MUTED, Drawing, legend, new_figure, styled
 from mosaickd.figures.runs import (
     LOSSES,
     Chosen,
     keep,
+    learned_from,
     missing_losses,
+    otherwise,
     patch_size,
     section,
 )
@@ -55,7 +57,7 @@ def draw_patch(chosen: Chosen, *, evaluation: str = "last") -> Drawing:
         axes.set_xlabel("patch size, pixels (the largest: the whole image)")
         axes.set_ylabel("accuracy, %")
         if len(groups) > 1:
-            axes.legend()
+            legend(axes, figure)
     numbers = {
         "evaluation": evaluation,
         "lines": {name: values(by_size, evaluation) for name, by_size in groups.items()},
@@ -123,9 +125,10 @@ def draw_losses(chosen: Chosen, *, evaluation: str = "last") -> Drawing:
 
 
 def setting(run: Run) -> str:
-    """What runs of one line have in common."""
-    ood = f" from {run.ood}" if run.ood else ""
-    return f"{run.dataset}{ood}, {run.teacher} to {run.student}"
+    """What runs of one line have in common: they differ in what is drawn, and in their seeds."""
+    ood = f" from {learned_from(run)}" if run.ood else ""
+    other = f" ({otherwise(run)})" if otherwise(run) else ""
+    return f"{run.dataset}{ood}, {run.teacher} to {run.student}{other}"
 
 
 def measured(

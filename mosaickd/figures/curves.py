@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from mosaickd.figures.ablations import setting, teach
-from mosaickd.figures.drawing import COLOURS, Drawing, new_figure, styled
-from mosaickd.figures.runs import Chosen, keep, kind
+from mosaickd.figures.drawing import COLOURS, Drawing, legend, new_figure, styled
+from mosaickd.figures.runs import Chosen, keep, labels
 from mosaickd.report.plots import DASHES, together
 from mosaickd.report.results import Run, evaluations
 from mosaickd.report.words import shown
@@ -26,13 +26,17 @@ def draw(chosen: Chosen) -> Drawing:
 
     drawn = keep(chosen, problem)
     notes = list(drawn.notes)
-    panels: dict[str, dict[str, list[Run]]] = {}
+    members: dict[str, list[Run]] = {}
     for run in drawn.runs:
         panel = f"{run.dataset}, {run.teacher} to {run.student}" if run.teacher else run.dataset
-        panels.setdefault(panel, {}).setdefault(kind(run), []).append(run)
+        members.setdefault(panel, []).append(run)
+    panels: dict[str, dict[str, list[Run]]] = {panel: {} for panel in members}
+    for panel, runs in members.items():
+        for run, label in labels(runs).items():
+            panels[panel].setdefault(label, []).append(run)
     lines: list[dict[str, Any]] = []
     with styled():
-        figure = new_figure(2.6 * len(panels))
+        figure = new_figure(2.1 * len(panels))
         axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
         for axis, (title, kinds) in zip(axes, panels.items(), strict=True):
             axis.grid(axis="y")
@@ -58,7 +62,7 @@ def draw(chosen: Chosen) -> Drawing:
             axis.set_ylabel("accuracy, %")
             if len(panels) > 1:
                 axis.set_title(title)
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=1.8)
+            legend(axis, figure)
     return Drawing(figure, {"lines": lines}, notes)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mosaickd.errors import UserError
-from mosaickd.figures.drawing import COLOURS, MARKERS, MUTED, Drawing, new_figure, styled
+from mosaickd.figures.drawing import COLOURS, MARKERS, MUTED, Drawing, legend, new_figure, styled
 from mosaickd.figures.runs import Chosen, number, section
+from mosaickd.report.results import Run
 from mosaickd.report.words import shown
 
 #: A covariance of D features wants more images than that; ours have 64 to 512.
@@ -55,7 +56,7 @@ def draw(
         raise UserError(
             f"{shown(run.folder)}: {count} images of {few}: at least {FEWEST} are needed"
         )
-    names = {"domain": run.dataset, "ood": run.ood or "OOD", "synthetic": "synthetic"}
+    names = called(run) | {"domain again": "itself"}
     lines: dict[str, list[float]] = {}
     rng = np.random.default_rng(run.seed)
     for size in sizes:
@@ -63,10 +64,10 @@ def draw(
             name: revived.embed(crops(pool[:count], size, rng))[0] for name, pool in pools.items()
         }
         for one, other in (*PAIRS, ("domain", "domain again")):
-            label = f"{names[one]} – {names.get(other, 'itself')}"
+            label = f"{names[one]} – {names[other]}"
             lines.setdefault(label, []).append(frechet_distance(features[one], features[other]))
     with styled():
-        figure = new_figure(2.6)
+        figure = new_figure(2.1)
         axes = figure.subplots()
         axes.grid(axis="y")
         for i, (label, distances) in enumerate(lines.items()):
@@ -80,7 +81,7 @@ def draw(
         axes.minorticks_off()
         axes.set_xlabel("patch size, pixels")
         axes.set_ylabel("Fréchet distance")
-        figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
+        legend(axes, figure)
     numbers = {
         "run": shown(run.folder),
         "features": f"the penultimate ones of the teacher {run.teacher}, of patches enlarged to "
@@ -91,6 +92,17 @@ def draw(
         "local": number(section(run, "method").get("local")),
     }
     return Drawing(figure, numbers, notes)
+
+
+def called(run: Run) -> dict[str, str]:
+    """The kinds of images by the names of their sets, also where both are one set."""
+    ood = run.ood or "OOD"
+    both = ood == run.dataset
+    return {
+        "domain": f"{run.dataset} (test)" if both else run.dataset,
+        "ood": f"{ood} (train)" if both else ood,
+        "synthetic": "synthetic",
+    }
 
 
 def crops(images: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

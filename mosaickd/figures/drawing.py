@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,18 @@ def new_figure(height: float, width: float = COLUMN) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
+
+
+def legend(axes: Any, figure: Any) -> None:
+    """Below a plot, two names in a row where they fit; `figure` grows by as much as they need."""
+    handles, names = axes.get_legend_handles_labels()
+    names = ["\n".join(textwrap.wrap(name, 52)) for name in names]
+    columns = 2 if max(map(len, names)) <= 25 else 1
+    lines = sum(name.count("\n") + 1 for name in names)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.14 * (-(-lines // columns) + 1))
+    axes.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns,
+                handlelength=1.8)  # fmt: skip
 
 
 def write_bytes(path: Path, content: bytes) -> None:

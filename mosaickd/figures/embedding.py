@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from mosaickd.errors import UserError
+from mosaickd.figures.domains import called
 from mosaickd.figures.drawing import COLOURS, COLUMN, MARKERS, Drawing, new_figure, styled
 from mosaickd.figures.runs import Chosen
 from mosaickd.report.words import shown
@@ -30,15 +31,13 @@ def draw(
     notes = [*chosen.notes]
     notes += [f"left out: {shown(r.folder)}: one run is drawn" for r in chosen.runs[1:]]
     revived = Revived(run.folder, device=device, allow_targets=allow_targets)
-    pools = {run.dataset: revived.domain(images)}
-    try:
-        pools[run.ood or "OOD"] = revived.ood(images)
-    except UserError as error:
-        notes.append(str(error))
-    try:
-        pools["synthetic"] = revived.synthetic(images)
-    except UserError as error:
-        notes.append(str(error))
+    names, pools = called(run), {}
+    kinds = {"domain": revived.domain, "ood": revived.ood, "synthetic": revived.synthetic}
+    for which, images_of in kinds.items():
+        try:
+            pools[names[which]] = images_of(images)
+        except UserError as error:  # a method may do without
+            notes.append(str(error))
     embedded = {name: revived.embed(pool) for name, pool in pools.items()}
     features = np.concatenate([features for features, _ in embedded.values()])
     placed = project(features, projection, run.seed)
@@ -46,7 +45,8 @@ def draw(
     with styled():
         figure = new_figure(COLUMN)
         axes = figure.subplots()
-        for i, (name, where) in enumerate(zip(embedded, points, strict=True)):
+        for name, where in zip(embedded, points, strict=True):
+            i = [*names.values()].index(name)
             axes.scatter(*where.T, s=5, marker=MARKERS[i], color=COLOURS[(1, 2, 0)[i]],
                          alpha=0.6, linewidths=0, label=name, rasterized=True)  # fmt: skip
         axes.set_xticks([])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mosaickd.errors import UserError, printable
+from mosaickd.errors import UserError
+from mosaickd.report.classes import per_class
 from mosaickd.report.results import Run, collect
+from mosaickd.report.run_files import read_json
 from mosaickd.report.table import one_a_seed
-from mosaickd.report.words import short, shown
-
-LARGEST = 2**22  # bytes of a config.json; ours have some thousand
+from mosaickd.report.words import images, short, shown
 
 #: The losses of the mosaic game that a run can do without, as they are called in its settings.
 LOSSES = ("local", "align", "adv", "balance")
@@ -77,13 +77,7 @@ def nothing(folders: Iterable[Path], notes: Sequence[str], what: str) -> UserErr
 
 def settings(run: Run) -> dict[str, Any]:
     """What config.json says; empty where there is none that can be read."""
-    path = run.folder / "config.json"
-    try:
-        if not path.is_file() or path.stat().st_size > LARGEST:
-            return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    content = read_json(run.folder, "config.json")
     return content if isinstance(content, dict) else {}
 
 
@@ -118,9 +112,9 @@ def missing_losses(run: Run) -> tuple[str, ...]:
 
 
 def kind(run: Run) -> str:
-    """What a run is, among others of the same teacher, student and images."""
+    """What a run plays, of the games with some of their parts changed."""
     if run.method != "mosaic":
-        return short(run.method) + (f" on {run.ood}" if run.ood else "")
+        return short(run.method)
     without = missing_losses(run)
     if without:
         return f"without {' and '.join(without)}"
@@ -130,13 +124,42 @@ def kind(run: Run) -> str:
     return f"{'whole-image' if size == image else f'{size}×{size} patch'} discriminator"
 
 
+def learned_from(run: Run) -> str:
+    """The images that its student saw; empty where there are none."""
+    return images(run.ood, run.ood_subset) or ""
+
+
+def otherwise(run: Run) -> str:
+    """What else its command has changed, beside what `kind` tells of the game."""
+    if not run.variant:
+        return ""
+    changes = re.split(r", (?=[\w./@+~]+=)", run.variant)
+    told = ("ablation=", "discriminator=", "discriminator.patch_size=",
+            *(f"method.{name}=" for name in LOSSES))  # fmt: skip
+    return ", ".join(c for c in changes if run.method != "mosaic" or not c.startswith(told))
+
+
+def labels(runs: Sequence[Run]) -> dict[Run, str]:
+    """What runs of the same models and domain are called beside each other, in as few words as tell
+    them apart: those of one label differ in their seeds alone."""
+    games = {kind(run) for run in runs if run.method == "mosaic"}
+    called = {
+        run: short(run.method) if run.method == "mosaic" and len(games) == 1 else kind(run)
+        for run in runs
+    }
+    for more in (learned_from, otherwise):
+        alike: dict[str, set[str]] = {}
+        for run, label in called.items():
+            alike.setdefault(label, set()).add(more(run))
+        called = {
+            run: f"{label} {'on' if more is learned_from else 'with'} {more(run)}"
+            if len(alike[label]) > 1 and more(run) else label
+            for run, label in called.items()
+        }  # fmt: skip
+    return called
+
+
 def class_names(run: Run) -> list[str]:
     """From per_class.json; empty where there is none that can be read."""
-    try:
-        path = run.folder / "per_class.json"
-        if path.stat().st_size > LARGEST:
-            return []
-        rows = json.loads(path.read_text(encoding="utf-8"))["classes"]
-        return [printable(str(row["class"]), 24) for row in rows]
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
-        return []
+    found = per_class(run.folder)
+    return [name[:24] for name in found.names] if found else []

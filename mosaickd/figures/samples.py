@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mosaickd.figures.drawing import COLUMN, MUTED, Drawing, new_figure, styled
-from mosaickd.figures.runs import Chosen, class_names, keep, kind
+from mosaickd.figures.runs import Chosen, class_names, keep, labels
 from mosaickd.report.results import Run
 from mosaickd.report.sample_grids import Images, Unreadable, newest
 from mosaickd.report.words import percent, shown
@@ -37,7 +37,7 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
     notes += [f"left out: {shown(run.folder)}: {MOST} runs fill it" for run in drawn.runs[MOST:]]
     classes = common(list(map(grids.__getitem__, runs)), rows)
     names = next((found for run in runs if (found := class_names(run))), [])
-    labels = titles(runs)
+    called = titles(runs)
     with styled():
         width = COLUMN if len(runs) < 4 else 2 * COLUMN
         side = width / (len(runs) * (columns + 0.4) + 0.8)
@@ -45,7 +45,7 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
         axes = figure.subplots(1, len(runs), squeeze=False)[0]
         for place, (axis, run) in enumerate(zip(axes, runs, strict=True)):
             axis.imshow(block(grids[run], classes, columns), interpolation="nearest")
-            axis.set_title(labels[run], fontsize=7)
+            axis.set_title(called[run], fontsize=7)
             axis.set_xticks([])
             size = grids[run].pixels.shape[1] + 1
             where = [size * (i + 0.5) for i in range(len(classes))]
@@ -60,7 +60,7 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
         "runs": [
             {
                 "run": shown(run.folder),
-                "label": labels[run],
+                "label": called[run],
                 "step": steps[run],
                 "accuracy": run.last,
                 "images": len(grids[run].classes),
@@ -100,7 +100,7 @@ def block(grid: Images, classes: Sequence[int], columns: int) -> np.ndarray:
 
 def titles(runs: Sequence[Run]) -> dict[Run, str]:
     """What tells the runs apart."""
-    words = {run: kind(run) for run in runs}
+    words = labels(runs)
     several = Counter(words.values())
     return {
         run: text.replace(" discriminator", "\ndiscriminator").replace("without ", "without\n")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, told
 from mosaickd.report.formats import FORMATS
 from mosaickd.report.results import collect
 from mosaickd.report.run_files import entries
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {told(error)}")
 
 
 def _with_folders(argv: Sequence[str]) -> list[str]:

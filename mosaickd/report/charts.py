@@ -75,7 +75,7 @@ def ticks(low: float, high: float, count: int) -> list[tuple[float, str]]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(k * power for k in (1, 2, 2.5, 5, 10) if k * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) + (step / power == 2.5)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9) + (step / power == 2.5))
     if decimals > 4 or max(abs(low), abs(high)) >= 1e6:
         return [(i * step, figures(i * step)) for i in range(first, last + 1)]
     return [
@@ -196,7 +196,8 @@ def line(
 def chart(body: Sequence[str], bottom: float, last_step: int, stop: float) -> str:
     """All of it, above an axis of steps. data-plot: where these lie, for the slider's mark."""
     across = (stop - LEFT) / last_step
-    named = [(value, words) for value, words in ticks(0, last_step, 4) if value == round(value)]
+    named = [(value, f"{round(value):,}") for value, _ in ticks(0, last_step, 4)
+             if value == round(value)]  # fmt: skip
     lines = [
         f'<text x="{LEFT + value * across:.1f}" y="{bottom + 13:.1f}" text-anchor="middle">{words}'
         "</text>"

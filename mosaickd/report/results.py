@@ -62,6 +62,11 @@ class Run:
     total_steps: int | None = None  # older versions didn't say
 
     @property
+    def under_way(self) -> bool:
+        """Until it ends; or what a kill has left."""
+        return self.status in ("preparing", "running")
+
+    @property
     def finished(self) -> bool:
         return self.status == "finished"
 
@@ -241,17 +246,7 @@ def metrics(folder: Path) -> Iterator[dict[str, Any]]:
             continue
         step = record.get(vocabulary.STEP) if isinstance(record, dict) else None
         if type(step) is int and 0 < step < LARGE:
-            yield renamed(record)
-
-
-def renamed(record: dict[str, Any]) -> dict[str, Any]:
-    """Older versions had other names, and grouped losses and learning rates."""
-    new: dict[str, Any] = {}
-    for name, value in record.items():
-        name = vocabulary.FORMER.get(name, name)
-        new |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {
-            name: value}  # fmt: skip
-    return new
+            yield vocabulary.renamed(record)
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:

@@ -54,7 +54,7 @@ class Entry:
     @property
     def state(self) -> str:
         """finished, failed, interrupted, running, killed; or whatever else a version may write."""
-        if self.run is not None and self.run.status != "running":
+        if self.run is not None and not self.run.under_way:
             return self.run.status
         if self.problem:
             return "unreadable"

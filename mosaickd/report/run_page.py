@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mosaickd import vocabulary
+from mosaickd.durations import duration
 from mosaickd.errors import printable
 from mosaickd.report import classes as by_class
 from mosaickd.report import run_curves
@@ -79,7 +80,9 @@ class RunPage:
 
     @property
     def step(self) -> int:
-        return max(self.run.steps if self.run else 0, self.numbers.last_step)
+        ended = self.run is not None and not self.run.under_way
+        known = self.run.steps if self.run else 0
+        return known if ended else self.numbers.last_step or known
 
     def accuracies(self) -> tuple[float | None, float | None]:
         """Last and best: of an unfinished run those in its metrics, as result.json has none yet."""
@@ -109,6 +112,7 @@ class RunPage:
         word, meaning = STATES.get(self.state, (self.state, ""))
         last, best = self.accuracies()
         run = self.run
+        ended = run is not None and not run.under_way
         best_step = self.result.get("accuracy", {}).get("best_step")
         at = f" at step {best_step:,}" if type(best_step) is int and run and run.finished else ""
         teacher = run.teacher_accuracy if run else None
@@ -126,7 +130,7 @@ class RunPage:
             ("accuracy", "" if last is None else percent(last)),
             ("best", "" if best is None else percent(best) + at),
             ("teacher", "" if teacher is None else percent(teacher)),
-            ("trained for", lasting(run.seconds) if run and run.seconds else ""),
+            ("trained for", duration(run.seconds) if run and ended and run.seconds else ""),
             ("last heard of", moment(heard)),
         ]
         lines = [facts(cards, f"cards {css_name(self.state)}")]
@@ -162,7 +166,11 @@ class RunPage:
     def pictures(self) -> list[str]:
         found = frames(self.folder, self.room.steps, self.budget)
         counted = self.numbers.classes
-        lines = [self.heading("Synthetic images", "images")]
+        drawn = {grid.what for _, grids in found.frames for grid in grids}
+        real = bool(found.fixed or drawn) and not counted and "synthetic" not in drawn
+        lines = [self.heading("Images" if real else "Synthetic images", "images")]
+        if not found.frames and not found.of and self.run and self.run.method == "scratch":
+            return []  # no teacher to sort images by: it draws none
         if not found.frames and counted:  # pictures are gone, or too many: counts are left
             steps = [*counted][-self.room.steps :]
             found.frames = [(step, []) for step in steps]
@@ -173,9 +181,9 @@ class RunPage:
         names = self.classes.names if self.classes else ()
         lines += self.frames(found, names)
         remarks = []
-        drawn = sum(bool(grids) for _, grids in found.frames)
-        if drawn + len(found.broken) < found.of:
-            remarks.append(f"{drawn} of {times(found.of, 'sample grid')} are shown; "
+        readable = sum(bool(grids) for _, grids in found.frames)
+        if readable + len(found.broken) < found.of:
+            remarks.append(f"{readable} of {times(found.of, 'sample grid')} are shown; "
                            "all of them are in samples/.")  # fmt: skip
         remarks += [f"Can't be shown: {words}" for words in found.broken[:5]]
         if len(found.broken) > 5:
@@ -302,16 +310,6 @@ def counted_words(numbers: Sequence[int], names: Sequence[str]) -> str:
     ordered = sorted(counts, key=lambda number: (-counts[number], number))
     words = ", ".join(f"{by_class.name_of(n, names)} ({counts[n]})" for n in ordered[:8])
     return words + (f" and {times(len(ordered) - 8, 'other')}" if len(ordered) > 8 else "")
-
-
-def lasting(seconds: float) -> str:
-    """12 s, 4 min 10 s, 3 h 20 min"""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.3g} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def css_name(state: str) -> str:

@@ -110,8 +110,8 @@ def build(found: Found, *, evaluation: str = "last", everything: bool = False) -
     report.plain = plain_rows(elsewhere, evaluation)
 
     for run in found.runs:
-        if run.status == "running":
-            steps = max(run.steps, last_step(run.folder))
+        if run.under_way:
+            steps = last_step(run.folder) or run.steps
             state, words = ("running", None) if alive(run.folder) else ("killed", KILLED)
             report.unfinished.append(Unfinished(shown(run.folder), state, steps, words))
         elif not run.finished:

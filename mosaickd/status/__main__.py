@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, told
 from mosaickd.locks import HEARTBEAT
 from mosaickd.status.runs import survey
 from mosaickd.status.show import as_json, overview
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {told(error)}")
 
 
 def interval(text: str) -> float:

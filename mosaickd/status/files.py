@@ -12,12 +12,9 @@ from typing import Any
 from mosaickd import vocabulary
 from mosaickd.errors import printable
 from mosaickd.locks import OWNER
-from mosaickd.report.results import LARGE, renamed
+from mosaickd.report.results import LARGE
 
 METRICS, RESULT, LOG, CONFIG = "metrics.jsonl", "result.json", "run.log", ".hydra/config.yaml"
-
-#: Any of these makes a folder a run's.
-MARKS = (RESULT, METRICS, LOG, OWNER, CONFIG)
 
 #: Of a run's folder: no runs of their own.
 INSIDE = {"checkpoints", "samples", "wandb", "teacher", ".hydra"}
@@ -82,7 +79,7 @@ def _records(content: bytes) -> Iterator[dict[str, Any]]:
             continue  # a kill may have cut it short
         step = record.get(vocabulary.STEP) if isinstance(record, dict) else None
         if type(step) is int and 0 < step < LARGE:
-            yield renamed(record)
+            yield vocabulary.renamed(record)
 
 
 def number(value: Any) -> float | None:

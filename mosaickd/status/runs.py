@@ -41,8 +41,9 @@ STATES = (
     "finished",
 )
 
-#: What a result.json says of a run that has ended.
+#: What a result.json says of a run that has ended, and of one that is held, or was killed.
 ENDED = ("finished", "failed", "interrupted")
+UNDER_WAY = ("preparing", "running")
 
 #: Seconds of silence that are never too long, and those that are before a run has a pace.
 PATIENCE, PATIENCE_AT_START = 300.0, 1800.0
@@ -141,7 +142,7 @@ def row(root: Path, folder: Path, held: Holder | None) -> Row:
         if held is None and last_sign and time.time() - last_sign < BEGINNING:
             return replace(known, state="running", doing="beginning: it holds no folder yet")
         return replace(known, state="killed")
-    state = "killed" if result.status == "running" else result.status
+    state = "killed" if result.status in UNDER_WAY else result.status
     return replace(known, state=state, error=result.error if state == "failed" else None)
 
 

@@ -97,7 +97,6 @@ def test_a_revived_run_makes_what_it_made(played: Path) -> None:
     pixels = made.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     _, shown = newest(played)
     assert sorted(map(bytes, pixels)) == sorted(map(bytes, shown.pixels))
-    assert not np.array_equal(revived.synthetic(100), revived.synthetic(100)[::-1])
     assert np.array_equal(revived.synthetic(7), revived.synthetic(300)[:7]), "of the same noise"
 
 

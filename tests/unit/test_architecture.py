@@ -41,7 +41,7 @@ ALLOWED = {
         *("methods.base", "vocabulary", "durations", "account"),
         *("bounds", "errors", "files", "locks", "torch_file"),
     },
-    "report": {"errors", "locks", "vocabulary"},
+    "report": {"errors", "locks", "vocabulary", "durations"},
     "figures": {"errors", "files", "report", "vocabulary", "revive"},
     "status": {"errors", "report", "vocabulary", "locks", "durations"},
     "dashboard": {"errors", "report.paper", "report.words", "vocabulary", "account"},

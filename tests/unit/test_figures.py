@@ -184,12 +184,14 @@ def test_a_figure_is_as_wide_as_a_column_and_its_text_stays_text(
 def test_accuracy_by_patch_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
     for seed, last in ((0, 60.0), (1, 64.0)):
-        run(runs / f"p4-{seed}", patch=4, seed=seed, last=last, best=90.0, variant="patch4")
-    run(runs / "image", patch=None, last=50.0, variant="patch_image")
-    run(runs / "large", patch=22, last=40.0, seed=5, variant="patch22")  # the image has 16
+        run(
+            runs / f"p4-{seed}", patch=4, seed=seed, last=last, best=90.0, variant="ablation=patch4"
+        )
+    run(runs / "image", patch=None, last=50.0, variant="ablation=patch_image")
+    run(runs / "large", patch=22, last=40.0, seed=5, variant="ablation=patch22")  # the image has 16
     run(runs / "other", method="kd")
-    run(runs / "no_local", weights={"local": 0}, variant="no_local")
-    run(runs / "broken", status="failed", error="out of memory", variant="x")
+    run(runs / "no_local", weights={"local": 0}, variant="ablation=no_local")
+    run(runs / "broken", status="failed", error="out of memory")
     numbers, said = draw(tmp_path, "patch", runs, capsys=capsys)
     (line,) = numbers["lines"].values()
     assert {size: [one["accuracy"] for one in values] for size, values in line.items()} == {
@@ -206,9 +208,13 @@ def test_accuracy_without_one_loss_at_a_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    run(runs / "full", last=80.0, variant="full")
-    run(runs / "no_adv", weights={"adv": 0.0}, last=60.0, variant="no_adv")
-    run(runs / "none", weights=dict.fromkeys(WEIGHTS, 0.0), variant="none")
+    run(runs / "full", last=80.0, variant="ablation=full")
+    run(runs / "no_adv", weights={"adv": 0.0}, last=60.0, variant="ablation=no_adv")
+    run(
+        runs / "none",
+        weights=dict.fromkeys(WEIGHTS, 0.0),
+        variant="ablation=no_local, method.adv=0, method.align=0",
+    )
     numbers, said = draw(tmp_path, "losses", runs, capsys=capsys)
     assert {name: [v["accuracy"] for v in values] for name, values in numbers["bars"].items()} == {
         "all losses": [80.0], "no adv": [60.0],
@@ -230,10 +236,33 @@ def test_curves_are_means_over_seeds_whatever_version_wrote_them(
     (run(runs / "silent", method="dfq", ood=None) / "metrics.jsonl").unlink()
     numbers, said = draw(tmp_path, "curves", runs, capsys=capsys)
     drawn = {(line["line"], line["seed"]): line["curve"] for line in numbers["lines"]}
-    assert drawn["10×10 patch discriminator", 1] == [[25, 30.0], [50, 72.0]]
-    assert drawn["KD on cifar10", 0] == [[50, 41.0]]
+    assert drawn["MosaicKD", 1] == [[25, 30.0], [50, 72.0]]
+    assert drawn["KD", 0] == [[50, 41.0]]
     assert len(drawn) == 3
     assert "no evaluation in its metrics.jsonl" in said
+
+
+def test_only_seeds_are_put_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other images, or another setting, make another line."""
+    runs = tmp_path / "runs"
+    run(runs / "a", last=70.0)
+    run(runs / "b", last=20.0, ood="svhn")
+    run(runs / "c", last=30.0, ood_subset=True)
+    run(runs / "d", last=10.0, variant="players.student.optimizer.lr=9, ablation=full")
+    run(runs / "e", last=72.0, seed=1, variant="ablation=full")
+    numbers, _ = draw(tmp_path, "curves", runs, capsys=capsys)
+    ends = {line["run"][-1]: line["line"] for line in numbers["lines"]}
+    assert ends["a"] == ends["e"] == "MosaicKD on cifar10"
+    assert ends["b"] == "MosaicKD on svhn"
+    assert ends["c"] == "MosaicKD on cifar10 (OOD subset)"
+    assert ends["d"] == "MosaicKD on cifar10 with players.student.optimizer.lr=9"
+    numbers, said = draw(tmp_path, "patch", runs, capsys=capsys)
+    assert sorted(len(one) for line in numbers["lines"].values() for one in line.values()) == [
+        1, 1, 1, 2,
+    ]  # fmt: skip
+    numbers, said = draw(tmp_path, "losses", runs, capsys=capsys)
+    assert [one["accuracy"] for one in numbers["bars"]["all losses"]] == [70.0, 72.0]
+    assert said.count("left out") == 3
 
 
 # ------------------------------------------------------------------------------ animations

@@ -173,9 +173,14 @@ def test_a_process_that_is_stopped_is_stuck_however_fresh_its_lines(tmp_path: Pa
         # It was started less than two minutes ago: only its age tells it from a number used again.
         assert before.alive is False
         os.utime(tmp_path / "run" / OWNER)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(runs, "LEASE", -1.0)
-            row = rows(tmp_path)["run"]
+        assert rows(tmp_path)["run"]["state"] == "running"
+        with pytest.MonkeyPatch.context() as patched:  # stopped now, and looked at long after
+            patched.setattr(runs, "LEASE", 1.0)
+            deadline = time.monotonic() + 30
+            while (row := rows(tmp_path)["run"])["state"] == "running":
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            other.send_signal(signal.SIGCONT)
         assert row["state"] == "stuck"
         assert f"process {other.pid} on " in row["error"]
         assert "stopped or suspended?" in row["error"]
