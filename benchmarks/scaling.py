@@ -29,6 +29,7 @@ from benchmarks.subject import Ours, random_images
 from mosaickd.command_line import run_command
 from mosaickd.engine.device import choose_device, describe
 from mosaickd.errors import UserError
+from mosaickd.vocabulary import SECONDS_PER_STEP
 
 
 def time_run(
@@ -47,9 +48,9 @@ def time_run(
         processes=processes,
         environment={"OMP_NUM_THREADS": str(arguments.threads)},
     )
-    lines = [line for line in metrics_of(folder) if "seconds_per_step" in line]
+    lines = [line for line in metrics_of(folder) if SECONDS_PER_STEP in line]
     # The first iteration, and those until the next line, still choose kernels and compile.
-    return [line["seconds_per_step"] for line in lines if line["step"] > every]
+    return [line[SECONDS_PER_STEP] for line in lines if line["step"] > every]
 
 
 def reduced(cfg: DictConfig) -> list[int]:

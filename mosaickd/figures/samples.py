@@ -41,7 +41,7 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
     with styled():
         width = COLUMN if len(runs) < 4 else 2 * COLUMN
         side = width / (len(runs) * (columns + 0.4) + 0.8)
-        figure = new_figure(side * (len(classes) + 0.4) + 0.35, width)
+        figure = new_figure(side * (len(classes) + 0.4) + 0.6, width)
         axes = figure.subplots(1, len(runs), squeeze=False)[0]
         for place, (axis, run) in enumerate(zip(axes, runs, strict=True)):
             axis.imshow(block(grids[run], classes, columns), interpolation="nearest")

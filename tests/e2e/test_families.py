@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Tiny, metrics, new_cli, read_json, stop
+from conftest import Cli, Tiny, losses, metrics, new_cli, read_json, stop
 from safetensors.torch import load_file
 
 from mosaickd.models.resnet import ResNet
@@ -45,9 +45,9 @@ def test_a_vgg_teaches_a_resnet(sweep: Cli, method: str) -> None:
     result = read_json(folder / "result.json")
     assert (result["status"], result["steps"]) == ("finished", STEPS)
     assert (result["teacher"], result["student"]) == ("vgg11", "resnet18")
-    losses = [line["losses"] for line in metrics(folder) if "losses" in line]
-    assert len(losses) == STEPS
-    assert all(math.isfinite(value) for step in losses for value in step.values())
+    played = [losses(line) for line in metrics(folder) if losses(line)]
+    assert len(played) == STEPS
+    assert all(math.isfinite(value) for step in played for value in step.values())
     assert read_json(folder / "teacher" / "vgg11.json")["steps"] == STEPS
     student = ResNet(num_classes=24, blocks=[1, 1, 1, 1])
     student.load_state_dict(load_file(folder / "student.safetensors"))  # nothing but the student

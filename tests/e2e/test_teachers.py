@@ -38,7 +38,7 @@ def test_two_runs_that_miss_the_same_teacher_train_it_once(cli: Cli, whole_kd: l
     trained = [outcome for outcome in ended if "training it first" in outcome.out]
     assert len(trained) == 1
     home = cli.folder / "checkpoints" / "letters"
-    steps = [line["step"] for line in metrics(home / "wrn16_2-training") if "accuracy" in line]
+    steps = [line["step"] for line in metrics(home / "wrn16_2-training") if "accuracy/top1" in line]
     assert steps == [5, 10]
     record = read_json(home / "wrn16_2.json")
     assert record["recipe"]["train"]["epochs"] == 2
