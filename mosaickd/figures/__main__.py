@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             _animate(options)
         else:
             _draw(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`; nobody reads the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
