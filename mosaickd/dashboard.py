@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mosaickd import vocabulary
 from mosaickd.account import has_api_key, server
 from mosaickd.errors import UserError, printable
+from mosaickd.programs import ending
 from mosaickd.report.paper import table1
 from mosaickd.report.words import short
 
@@ -50,17 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="print the view as JSON; needs no account, no network",
     )
     arguments = parser.parse_args(argv)
-    try:
+    with ending():
         view = workspace(arguments.entity, arguments.project, arguments.name)
         if arguments.dry_run:
             print(json.dumps(spec(view), indent=2))
         else:
             print(save(view))
-        sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`; nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def packages() -> tuple[Any, Any, Any]:

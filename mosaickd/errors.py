@@ -37,10 +37,3 @@ def printable(text: str, limit: int = 400) -> str:
     """On one line, without control characters: a file's text can't steer a terminal."""
     text = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
     return text if len(text) <= limit else f"{text[:limit]}…"
-
-
-def told(error: OSError) -> str:
-    """FILE: what is wrong with it."""
-    if error.strerror is None:
-        return " ".join(str(error).split()) or type(error).__name__
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

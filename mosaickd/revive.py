@@ -188,7 +188,11 @@ def read_config(folder: Path, allow_targets: Sequence[str] = ()) -> DictConfig:
     except Exception as error:  # of a file that holds anything
         said = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is no config of this version's ({said})") from error
-    config.validate(cfg)
+    try:
+        config.validate(cfg)
+    except UserError as error:
+        said = str(error).replace("allow_targets=[", "--allow-targets [")
+        raise UserError(f"{path}: {said}") from error
     return cfg
 
 

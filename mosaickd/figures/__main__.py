@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mosaickd.errors import UserError, told
+from mosaickd.errors import UserError
 from mosaickd.figures import ablations, animation, curves, domains, drawing, embedding, samples
 from mosaickd.figures.drawing import Drawing
 from mosaickd.figures.runs import Chosen, choose
+from mosaickd.programs import ending, told
+from mosaickd.report.words import shown
+
+MOST = 100_000  # images, classes, pixels
 
 Draw = Callable[[Chosen, argparse.Namespace], Drawing]
 
@@ -61,20 +65,11 @@ FIGURES: dict[str, tuple[str, bool, Draw]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, print the files' paths; exit with 1 and a message where nothing can be drawn."""
     options = parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    try:
+    with ending():
         if options.name == "animation":
             _animate(options)
         else:
             _draw(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`; nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {told(error)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -125,10 +120,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """A whole number from 1 on, not out of this world."""
     number = int(text)
-    if number < 1:
-        raise ValueError
+    if not 1 <= number <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MOST}")
     return number
 
 
@@ -137,27 +132,30 @@ def _draw(options: argparse.Namespace) -> None:
     drawing_ = draw(choose(options.runs, finished=not unfinished_too), options)
     _tell(drawing_.notes)
     for path in drawing.write(drawing_, options.out, options.name):
-        print(path)
+        print(shown(path))
 
 
 def _animate(options: argparse.Namespace) -> None:
     chosen = choose(options.runs, finished=False)
     _tell(chosen.notes)
-    failed: list[UserError] = []
+    home = Path(os.path.commonpath([run.folder.resolve() for run in chosen.runs]))
+    failed: list[str] = []
     for run in chosen.runs:
-        # Of several runs each has a folder of its own, called by where it lies.
-        several = len(chosen.runs) > 1
-        folder = options.out / "-".join(run.folder.resolve().parts[-4:]) if several else options.out
+        # Of several runs each has a folder of its own, where it lies in what they have in common.
+        folder = options.out / run.folder.resolve().relative_to(home)
         try:
             path, notes = animation.write(run, folder, kind=options.kind, seconds=options.seconds)
         except UserError as error:
-            failed.append(error)
+            failed.append(str(error))
+            continue
+        except OSError as error:
+            failed.append(told(error))
             continue
         _tell(notes)
-        print(path)
+        print(shown(path))
     if len(failed) == len(chosen.runs):
-        raise failed[0]
-    _tell([f"left out: {error}" for error in failed])
+        raise UserError("; ".join(failed[:5]) + (", and others" if len(failed) > 5 else ""))
+    _tell([f"left out: {reason}" for reason in failed])
 
 
 def _tell(notes: Sequence[str]) -> None:

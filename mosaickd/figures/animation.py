@@ -16,6 +16,7 @@ from mosaickd.report.sample_grids import Images, Unreadable, of_kind, samples
 from mosaickd.report.words import shown
 
 Kind = Literal["gif", "mp4"]
+LARGEST = 8192  # pixels that a frame may have on a side
 WIDTH = 480  # pixels that a frame has at least, where its images are small
 HOLD = 3  # times as long as the others is the last frame shown
 FRAMES = 200  # at most
@@ -74,6 +75,8 @@ def frame(step: int, images: np.ndarray, columns: int) -> Any:
     for i, image in enumerate(images):
         top, left = 1 + (i // columns) * (size + 1), 1 + (i % columns) * (size + 1)
         canvas[top : top + size, left : left + size] = image
+    if max(canvas.shape) > LARGEST:
+        raise UserError(f"{count} images of {size}x{size} pixels are too many for a frame")
     zoom = max(1, -(-WIDTH // canvas.shape[1]))
     picture = Image.fromarray(np.kron(canvas, np.ones((zoom, zoom, 1), np.uint8)))
     even = (picture.width + picture.width % 2, picture.height + 28 + picture.height % 2)

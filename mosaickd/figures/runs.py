@@ -10,13 +10,16 @@ from typing import Any
 
 from mosaickd.errors import UserError
 from mosaickd.report.classes import per_class
-from mosaickd.report.results import Run, collect
-from mosaickd.report.run_files import read_json
+from mosaickd.report.results import Run, collect, last_step
+from mosaickd.report.run_files import alive, read_json
 from mosaickd.report.table import one_a_seed
 from mosaickd.report.words import images, short, shown
 
 #: The losses of the mosaic game that a run can do without, as they are called in its settings.
 LOSSES = ("local", "align", "adv", "balance")
+
+#: Changes that `kind` tells of: of the ablations that there are, and of patches.
+GAME = re.compile(r"ablation=(full|no_\w+|patch\w+)|discriminator(\.patch_size)?=\w+")
 
 
 @dataclass
@@ -35,10 +38,15 @@ def choose(folders: Sequence[Path], *, finished: bool = True) -> Chosen:
     found = collect(folders)
     chosen = Chosen()
     chosen.notes += [f"left out: {shown(path)}: {problem}" for path, problem in found.problems]
-    chosen.notes += [f"no run below {shown(path)}" for path in found.empty if not found.begun]
+    if found.runs or found.begun:
+        chosen.notes += [f"no run below {shown(path)}" for path in found.empty]
     for run in found.runs:
         if finished and not run.finished:
-            why = f"{run.status} at step {run.steps}" + (f" ({run.error})" if run.error else "")
+            step = last_step(run.folder) if run.under_way else run.steps
+            state = run.status
+            if run.under_way and not alive(run.folder):
+                state = "killed"
+            why = f"{state} at step {step}" + (f" ({run.error})" if run.error else "")
             chosen.notes.append(f"left out: {shown(run.folder)}: {why}")
         else:
             chosen.runs.append(run)
@@ -88,21 +96,26 @@ def section(run: Run, name: str) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """None for what is none."""
-    return float(value) if type(value) in (int, float) else None
+    """None for what is none that a setting could have."""
+    return float(value) if type(value) in (int, float) and abs(value) < 1e9 else None
 
 
 def patch_size(run: Run) -> int | None:
     """Pixels that one logit of its discriminator sees, at most the image; None: no discriminator,
     or one that is not asked."""
     image = section(run, "dataset").get("image_size")
-    if number(section(run, "method").get("local")) == 0 or type(image) is not int:
+    if number(section(run, "method").get("local")) == 0 or not _is_size(image):
         return None
     settings = section(run, "discriminator")
     if "patch_size" not in settings:
         return None
     size = settings["patch_size"]
-    return image if size is None else min(size, image) if type(size) is int else None
+    return image if size is None else min(size, image) if _is_size(size) else None
+
+
+def _is_size(value: Any) -> bool:
+    """Pixels across."""
+    return type(value) is int and 1 <= value <= 2**16
 
 
 def missing_losses(run: Run) -> tuple[str, ...]:
@@ -134,9 +147,10 @@ def otherwise(run: Run) -> str:
     if not run.variant:
         return ""
     changes = re.split(r", (?=[\w./@+~]+=)", run.variant)
-    told = ("ablation=", "discriminator=", "discriminator.patch_size=",
-            *(f"method.{name}=" for name in LOSSES))  # fmt: skip
-    return ", ".join(c for c in changes if run.method != "mosaic" or not c.startswith(told))
+    if run.method == "mosaic":
+        left_out = {f"method.{name}" for name in missing_losses(run)}
+        changes = [c for c in changes if not GAME.fullmatch(c) and c.split("=")[0] not in left_out]
+    return ", ".join(changes)
 
 
 def labels(runs: Sequence[Run]) -> dict[Run, str]:

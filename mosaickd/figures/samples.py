@@ -33,6 +33,15 @@ def draw(chosen: Chosen, *, rows: int = 8, columns: int = 4, what: str = "synthe
         return None
 
     drawn = keep(chosen, problem)
+    first = drawn.runs[0]
+    drawn = keep(
+        drawn,
+        lambda run: (
+            None
+            if run.dataset == first.dataset
+            else f"its classes are those of {run.dataset}, the others' {first.dataset}'s"
+        ),
+    )
     runs, notes = drawn.runs[:MOST], list(drawn.notes)
     notes += [f"left out: {shown(run.folder)}: {MOST} runs fill it" for run in drawn.runs[MOST:]]
     classes = common(list(map(grids.__getitem__, runs)), rows)

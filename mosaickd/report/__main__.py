@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mosaickd.errors import UserError, told
+from mosaickd.errors import UserError
+from mosaickd.programs import ending
 from mosaickd.report.formats import FORMATS
 from mosaickd.report.results import collect
 from mosaickd.report.run_files import entries
 from mosaickd.report.table import Report, build
 from mosaickd.report.terminal import remarks, show_report, unfinished_lines
+
+#: What a page is called: anything else behind --html is a mistake, not a file to write over.
+PAGES = (".html", ".htm")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,20 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="show that page at http://127.0.0.1:PORT, up to date while runs go on",
     )  # fmt: skip
     arguments = parser.parse_intermixed_args(_with_folders(sys.argv[1:] if argv is None else argv))
-    for stream in (sys.stdout, sys.stderr):  # a ± must not end a report in a terminal without one
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
+    if arguments.serve is not None and arguments.format:
+        parser.error("--serve shows a page; --format is for what is printed")
+    with ending():
         _report(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # of `| head`; nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {told(error)}")
 
 
 def _with_folders(argv: Sequence[str]) -> list[str]:
@@ -80,7 +73,7 @@ def _names_a_file(word: str, words: Sequence[str]) -> bool:
     if Path(word).is_dir():
         return False
     others = [w for w in words if w != word and not w.startswith("-")]
-    return Path(word).suffix.lower() in (".html", ".htm") or any(Path(w).is_dir() for w in others)
+    return Path(word).suffix.lower() in PAGES or any(Path(w).is_dir() for w in others)
 
 
 def _port(text: str) -> int:
@@ -100,6 +93,8 @@ def _report(arguments: argparse.Namespace) -> None:
     found = collect(folders)
     report = build(found, evaluation=evaluation, everything=arguments.all)
     with_page = arguments.html is not None
+    if arguments.html:
+        _check_page(Path(arguments.html))
     runs = entries(found, folders) if with_page else []
     if not found.runs and not runs:
         _to_stderr([line for line in remarks(report) if not line.startswith("note:")])
@@ -119,12 +114,24 @@ def _report(arguments: argparse.Namespace) -> None:
         print(f"page: {path}", file=sys.stderr if arguments.format else sys.stdout)
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or, where that can't be, none."""
+def _check_page(path: Path) -> bool:
+    """Raise a UserError for what is no name of a page. -> whether it is no file, as /dev/stdout."""
+    special = path.exists() and not path.is_file() and not path.is_dir()  # /dev/stdout
     if path.is_dir():
         raise UserError(f"--html {path}: that is a folder; name the file, or nothing")
+    if path.suffix.lower() not in PAGES and not special:
+        raise UserError(
+            f"--html {path}: a page's name ends in .html; folders come before --html, or all alone "
+            "behind it"
+        )
+    return special
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or, where that can't be, none."""
+    special = _check_page(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # /dev/stdout
+    if special:
         path.write_text(text, encoding="utf-8")
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -28,8 +28,8 @@ ACCURACY: dict[str, tuple[type, ...]] = {
     "last": (int, float, type(None)), "best": (int, float, type(None)),
     "best_step": (int, type(None)),
 }  # fmt: skip
-#: Bytes; ours have some thousand.
-LARGEST = 2**22
+#: Bytes; ours have some thousand, and of metrics some million.
+LARGEST, LARGEST_METRICS = 2**22, 2**29
 #: No count of ours comes near; beyond it a float can't follow an int.
 LARGE = 2**53
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
@@ -224,7 +224,8 @@ def collect(roots: Iterable[Path]) -> Found:
             except OSError as error:
                 found.problems.append((path, f"can't be read: {error.strerror or error}"))
         for path in files_below(root, "metrics.jsonl"):
-            if not (path.parent / "result.json").exists():
+            if not (path.parent / "result.json").exists() and path.resolve() not in seen:
+                seen.add(path.resolve())
                 found.begun[path.parent] = last_step(path.parent)
     return found
 
@@ -235,8 +236,13 @@ def collect(roots: Iterable[Path]) -> Found:
 def metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, by the names of `vocabulary`; a kill may have cut one
     short."""
+    path = folder / "metrics.jsonl"
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        if (
+            not path.is_file() or path.stat().st_size > LARGEST_METRICS
+        ):  # a pipe would be waited for
+            return
+        lines = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
     for line in lines.splitlines():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ def read(folder: Path, name: str) -> Picture:
     if len(data) > LARGEST:
         raise Unreadable("too large")
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with warnings.catch_warnings():  # what is too large is said below
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=["PNG"])
+        with image:
             if image.width * image.height > PIXELS:
                 raise Unreadable(f"{image.width}x{image.height} pixels are too many")
             said = image.info.get("mosaickd")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,8 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mosaickd.errors import UserError, told
+from mosaickd.errors import UserError
 from mosaickd.locks import HEARTBEAT
+from mosaickd.programs import ending
 from mosaickd.status.runs import survey
 from mosaickd.status.show import as_json, overview
 
@@ -38,35 +37,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a run")
     arguments = parser.parse_args(argv)
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a name must not end it in a terminal that can't show it
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
+    with ending():
         if arguments.watch is None:
             once(arguments.folders, arguments.json)
         else:
             watch(arguments.folders, arguments.json, arguments.watch)
-        sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`; nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {told(error)}")
 
 
 def interval(text: str) -> float:
-    """Seconds, more than none."""
+    """Seconds, a tenth at least."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds < 1e6:
+    if not 0.1 <= seconds < 1e6:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no number of seconds (folders come before --watch)"
         )

@@ -16,7 +16,7 @@ from typing import Any
 from mosaickd import vocabulary
 from mosaickd.errors import UserError, printable
 from mosaickd.locks import HEARTBEAT, LEASE, Holder, holder
-from mosaickd.report.results import Run, load_result, to_run
+from mosaickd.report.results import LARGE, Run, load_result, to_run
 from mosaickd.status.files import (
     LOG,
     METRICS,
@@ -292,7 +292,7 @@ def _longest_silence(lines: list[dict[str, Any]]) -> float:
 
 def _time_left(known: Row, lines: list[dict[str, Any]]) -> float | None:
     """By the pace of the last lines, evaluations and all."""
-    if known.total_steps is None or known.step is None or known.step > known.total_steps:
+    if known.step is None or not known.step <= (known.total_steps or 0) < LARGE:
         return None
     limit, times = _longest_silence(lines), _times(lines)
     begin = len(times) - 1
@@ -303,4 +303,5 @@ def _time_left(known: Row, lines: list[dict[str, Any]]) -> float | None:
     (first, _, from_step), (last, _, to_step) = times[begin], times[-1]
     if to_step <= from_step:
         return None
+    assert known.total_steps is not None
     return (known.total_steps - known.step) * (last - first) / (to_step - from_step)

@@ -26,6 +26,7 @@ ALLOWED = {
     "bounds": set[str](),
     "vocabulary": set[str](),
     "durations": set[str](),
+    "programs": {"errors"},
     "account": set[str](),
     "files": {"errors"},
     "locks": {"errors"},
@@ -41,10 +42,10 @@ ALLOWED = {
         *("methods.base", "vocabulary", "durations", "account"),
         *("bounds", "errors", "files", "locks", "torch_file"),
     },
-    "report": {"errors", "locks", "vocabulary", "durations"},
-    "figures": {"errors", "files", "report", "vocabulary", "revive"},
-    "status": {"errors", "report", "vocabulary", "locks", "durations"},
-    "dashboard": {"errors", "report.paper", "report.words", "vocabulary", "account"},
+    "report": {"errors", "programs", "locks", "vocabulary", "durations"},
+    "figures": {"errors", "programs", "files", "report", "vocabulary", "revive"},
+    "status": {"errors", "programs", "report", "vocabulary", "locks", "durations"},
+    "dashboard": {"errors", "programs", "report.paper", "report.words", "vocabulary", "account"},
 }
 #: All that `report` and `figures` need in order to read files and to show what they found.
 DRAWING = {"rich", "matplotlib", "numpy", "PIL", "yaml"}

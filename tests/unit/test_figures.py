@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_folders import owned
 from scipy.linalg import sqrtm
 from test_report import write
 
@@ -307,7 +310,9 @@ def test_of_several_runs_each_has_its_own_animation(
     run(tmp_path / "runs" / "c", variant="c")
     main(["animation", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     said = capsys.readouterr()
-    assert len({Path(line).parent for line in said.out.split()}) == 2
+    written = [Path(line) for line in said.out.split()]
+    assert written == [tmp_path / "out" / name / "animation.gif" for name in ("a", "b")]
+    assert all(path.is_file() for path in written)
     assert "it has no samples" in said.err
 
 
@@ -348,10 +353,12 @@ def test_nothing_to_draw_is_told(
 def test_a_run_that_goes_on_is_not_counted(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path / "a", status="running")
+    folder = run(tmp_path / "a", status="running", steps=0, curve={20: 30.0})
     message = refused(capsys, name, tmp_path)
     assert "no finished run" in message
-    assert "running at step 50" in message
+    assert "killed at step 20" in message
+    owned(folder, process=os.getpid(), host=socket.gethostname())
+    assert "running at step 20" in refused(capsys, name, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -400,7 +400,7 @@ def test_html_takes_a_file_a_folder_or_nothing(
         (["--html", a, "--best"], a / "report.html"),
         ([a, "--html", tmp_path / "new" / "page.html"], tmp_path / "new" / "page.html"),
         (["--html", tmp_path / "page.html", a], tmp_path / "page.html"),
-        ([a, "--html", tmp_path / "page"], tmp_path / "page"),
+        ([a, "--html", tmp_path / "page.HTM"], tmp_path / "page.HTM"),
     ):
         main([str(argument) for argument in arguments])
         assert capsys.readouterr().out.endswith(f"page: {path}\n")
@@ -417,6 +417,14 @@ def test_html_with_what_it_cannot_mean_is_told(
         main(["--html", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="is a folder; name the file"):
         main([str(a), f"--html={a}"])
+    result = a / "result.json"
+    before = result.read_bytes()
+    for words in ([str(a), "--html", str(result)], ["--html", str(result), str(a)]):
+        with pytest.raises(SystemExit, match=r"a page's name ends in \.html"):
+            main(words)  # as a shell's `--html outputs/sweep/*` may give them
+    assert result.read_bytes() == before
+    with pytest.raises(SystemExit, match=r"a page's name ends in \.html"):
+        main([str(a), "--html", str(tmp_path / "misspelt")])
     with pytest.raises(SystemExit) as stop:
         main(["--html", "page.html"])
     assert stop.value.code == 2

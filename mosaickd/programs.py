@@ -1,0 +1,43 @@
+"""How the programs beside run.py end: with one message and an exit code, whatever happens."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mosaickd.errors import UserError
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Inside, errors end the program as its user should see it: 1 with a message, 130 after Ctrl-C.
+
+    Standard streams that are closed, or that can't show a character, end nothing.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`; nobody reads the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {told(error)}")
+
+
+def told(error: OSError) -> str:
+    """FILE: what is wrong with it."""
+    if error.strerror is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
