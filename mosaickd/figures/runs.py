@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaickd.errors import UserError
-from mosaickd.report.classes import per_class
+from mosaickd.report.page.classes import per_class
 from mosaickd.report.results import Run, collect, last_step
 from mosaickd.report.run_files import alive, read_json
 from mosaickd.report.table import one_a_seed

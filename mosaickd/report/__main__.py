@@ -86,7 +86,7 @@ def _report(arguments: argparse.Namespace) -> None:
     folders: list[Path] = arguments.folders
     evaluation = "best" if arguments.best else "last"
     if arguments.serve is not None:
-        from mosaickd.report.serve import serve
+        from mosaickd.report.page.serve import serve
 
         serve(folders, arguments.serve, evaluation=evaluation, everything=arguments.all)
         return
@@ -107,7 +107,9 @@ def _report(arguments: argparse.Namespace) -> None:
     else:
         show_report(report, _title(report, folders))
     if with_page:
-        from mosaickd.report.page import page  # draws with matplotlib, which takes a second
+        from mosaickd.report.page.document import (
+            page,  # draws with matplotlib, which takes a second
+        )
 
         path = Path(arguments.html) if arguments.html else folders[0] / "report.html"
         _write(path, page(report, runs, folders))

@@ -13,7 +13,7 @@ import pytest
 from run_folders import append, evaluated, samples, whole_run
 
 from mosaickd.report.__main__ import main
-from mosaickd.report.serve import Pages, Server
+from mosaickd.report.page.serve import Pages, Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

@@ -23,8 +23,8 @@ from run_folders import append, evaluated, logged, owned, samples, whole_run
 from test_report_page import Page
 
 from mosaickd.report.__main__ import main
-from mosaickd.report.pictures import Budget, frames
-from mosaickd.report.series import thinned
+from mosaickd.report.page.pictures import Budget, frames
+from mosaickd.report.page.series import thinned
 
 
 def page_of(*arguments: object) -> Page:
@@ -113,7 +113,7 @@ def test_headings_are_in_order_and_every_control_has_a_name(tmp_path: Path) -> N
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast_in_both_schemes(scheme: str) -> None:
     """4.5 to 1, on the page and on its bands."""
-    from mosaickd.report import page as module
+    from mosaickd.report.page import document as module
 
     style = Path(module.__file__).with_name("page.css").read_text()
     blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)

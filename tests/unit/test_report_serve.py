@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from run_folders import append, evaluated, whole_run
 
-from mosaickd.report import serve as module
 from mosaickd.report.__main__ import main
-from mosaickd.report.serve import Pages, Server
+from mosaickd.report.page import serve as module
+from mosaickd.report.page.serve import Pages, Server
 
 
 @pytest.fixture

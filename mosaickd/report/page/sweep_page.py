@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from mosaickd.report.markup import escape, figure, open_table
+from mosaickd.report.page.markup import escape, figure, open_table
 from mosaickd.report.plots import Panel, draw_panel, draw_scatter, panels
 from mosaickd.report.table import Cell, PlainRow, Report
 from mosaickd.report.terminal import mean_of

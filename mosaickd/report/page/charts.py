@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mosaickd.report.markup import escape
+from mosaickd.report.page.markup import escape
+from mosaickd.report.page.series import Points, spans_decades, thinned
 from mosaickd.report.plots import LINES, spread
-from mosaickd.report.series import Points, spans_decades, thinned
 
 #: In units of the SVG, which a page scales to the width that it has.
 WIDTH, LEFT, RIGHT, TOP = 340.0, 46.0, 10.0, 8.0

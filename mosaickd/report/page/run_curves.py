@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mosaickd import vocabulary
-from mosaickd.report.charts import Series, draw_rows, draw_together, told
-from mosaickd.report.markup import figure
-from mosaickd.report.series import Measured, Points
+from mosaickd.report.page.charts import Series, draw_rows, draw_together, told
+from mosaickd.report.page.markup import figure
+from mosaickd.report.page.series import Measured, Points
 
 #: Metrics that stand below each other in a figure: its title, and of each a label and a unit.
 GROUPS = {

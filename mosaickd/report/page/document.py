@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 
 from mosaickd.errors import printable
-from mosaickd.report import sweep_page
-from mosaickd.report.markup import escape
-from mosaickd.report.pictures import Budget
+from mosaickd.report.page import sweep_page
+from mosaickd.report.page.markup import escape
+from mosaickd.report.page.pictures import Budget
+from mosaickd.report.page.run_page import ALONE, FOLDED, RunPage
 from mosaickd.report.run_files import Entry, signature
-from mosaickd.report.run_page import ALONE, FOLDED, RunPage
 from mosaickd.report.table import Report
 from mosaickd.report.words import EVALUATIONS, shown, times
 

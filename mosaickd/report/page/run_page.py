@@ -11,12 +11,12 @@ from typing import Any
 from mosaickd import vocabulary
 from mosaickd.durations import duration
 from mosaickd.errors import printable
-from mosaickd.report import classes as by_class
-from mosaickd.report import run_curves
-from mosaickd.report.markup import escape, facts, figure, paragraph
-from mosaickd.report.pictures import Budget, Frames, Grid, frames
+from mosaickd.report.page import classes as by_class
+from mosaickd.report.page import run_curves
+from mosaickd.report.page.markup import escape, facts, figure, paragraph
+from mosaickd.report.page.pictures import Budget, Frames, Grid, frames
+from mosaickd.report.page.series import Measured, measured
 from mosaickd.report.run_files import Entry, command, moment, tail, text, written
-from mosaickd.report.series import Measured, measured
 from mosaickd.report.words import describe, percent, shown, times
 
 #: What each state is called, and what can be said about it.

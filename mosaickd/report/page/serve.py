@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from mosaickd.errors import UserError
-from mosaickd.report.page import Drawn, page, policy
+from mosaickd.report.page.document import Drawn, page, policy
 from mosaickd.report.results import collect
 from mosaickd.report.run_files import entries, signatures
 from mosaickd.report.table import build

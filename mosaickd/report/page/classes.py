@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosaickd.errors import printable
-from mosaickd.report.markup import escape, open_table
+from mosaickd.report.page.markup import escape, open_table
 from mosaickd.report.run_files import read_json
 from mosaickd.report.words import times
 
