@@ -58,7 +58,7 @@ class Session:
         run = Tracked(folder, {"seed": 0}, "a run", "a sweep", "mosaic", ("letters", "strokes"))
         more = {"init_timeout": 20, "finish_timeout": 60, **settings}
         self.tracker = WandbTracker(run=run, **more)
-        self.metrics.truncate(after)
+        self.metrics.truncate(after, after)
         self.tracker.resume(after)
 
     def log(self, step: int, record: dict[str, Any]) -> None:
