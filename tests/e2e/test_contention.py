@@ -63,6 +63,7 @@ def whole_kd(glyphs: str, seed: int) -> list[str]:
             f"hydra.run.dir=run{seed}"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_eight_that_need_the_same_images_and_the_same_teacher_make_them_once(
     forked: Forked,
 ) -> None:

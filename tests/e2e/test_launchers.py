@@ -51,6 +51,7 @@ def same_students(one: Path, other: Path) -> bool:
     return all(torch.equal(ours[key], theirs[key]) for key in ours.keys() | theirs.keys())
 
 
+@pytest.mark.slow
 def test_joblib_runs_all_cells_whatever_becomes_of_some_and_skips_them_again(
     cli: Cli, tiny: Tiny
 ) -> None:

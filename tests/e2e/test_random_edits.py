@@ -455,6 +455,7 @@ def play_some(playground: Playground, count: int, *, same: bool) -> None:
     assert playground.outcomes["refused"] >= count // 3
 
 
+@pytest.mark.slow
 def test_some_edits(playground: Playground) -> None:
     play_some(playground, 6, same=True)
 

@@ -12,7 +12,7 @@ from soak import METHODS, Soak
 @pytest.mark.parametrize(
     ("methods", "kills"),
     [
-        (["mosaic"], 4),
+        pytest.param(["mosaic"], 4, marks=pytest.mark.slow),
         pytest.param(METHODS, 200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
     ids=["mosaic", "all methods"],

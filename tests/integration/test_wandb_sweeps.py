@@ -137,7 +137,7 @@ def test_a_grid_has_the_cells_of_the_hydra_sweep(path: Path) -> None:
 @pytest.mark.usefixtures("_composing")
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[] if "svhn" in path.stem else SLOW) for path in GRIDS],
+    [pytest.param(path, marks=SLOW) for path in GRIDS],
     ids=[path.stem for path in GRIDS],
 )
 def test_an_agents_command_runs_a_cell_of_the_table(
