@@ -70,6 +70,7 @@ def overrides(tiny: Tiny) -> Callable[..., list[str]]:
     return build
 
 
+@pytest.mark.slow
 def test_two_processes_play_one_run(cli: Cli, overrides: Callable[..., list[str]]) -> None:
     """Where batch norms see the whole batch it is the very run that one process plays, but for
     rounding; the first process writes."""

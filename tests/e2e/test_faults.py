@@ -302,6 +302,7 @@ time_t time(time_t *out) {
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps(cli: Any, tmp_path: Path, tiny: Tiny, untroubled: Path) -> None:
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler")

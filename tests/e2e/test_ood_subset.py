@@ -67,6 +67,7 @@ def assert_says(outcome: Outcome, *words: str) -> None:
         assert word in message, message
 
 
+@pytest.mark.slow
 def test_the_images_of_highest_entropy_are_kept_and_remembered(cli: Cli, tiny: Tiny) -> None:
     home = cli.folder / "outputs"
     sweep = ["-m", *command(cli, tiny, *subset(40)), f"hydra.sweep.dir={home}"]

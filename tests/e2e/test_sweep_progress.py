@@ -85,6 +85,7 @@ def ends(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if re.match(r"\s*cell \d", line)]
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_terminal_and_in_a_pipe(forked: Forked, sweep: list[str]) -> None:
     with shown(forked, *sweep) as (run, screen):
         assert run.wait().code == 1, screen.text()

@@ -101,6 +101,7 @@ def test_no_tracker_needs_no_wandb(cli: Cli, tiny: Tiny, no_wandb: dict[str, str
     assert read_json(cli.folder / "run" / "result.json")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_wandb_that_is_missing_is_explained(cli: Cli, tiny: Tiny, no_wandb: dict[str, str]) -> None:
     command = tiny.scratch("train.steps=2", "hydra.run.dir=run", "tracker=wandb")
     assert "tracker=none" in cli(*command, env=no_wandb, code=1).err

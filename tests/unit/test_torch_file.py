@@ -348,6 +348,7 @@ def apart() -> Any:
         yield pool
 
 
+@pytest.mark.slow
 def test_no_claim_reserves_memory(tmp_path: Path, apart: ProcessPoolExecutor) -> None:
     expected = {}
     for name, (content, said) in PICKLES.items():
