@@ -313,7 +313,7 @@ class Fit:
     @property
     def heading(self) -> str:
         """The same on a terminal: who asked for a student must see that it is a teacher's."""
-        if self.group != "teachers":
+        if self.group != tracking.TEACHERS:
             return self.title
         r = self.result
         return f"teacher {r['student']}: {r['dataset']}, seed {r['seed']}"

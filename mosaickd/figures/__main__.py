@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mosaickd.errors import UserError
 from mosaickd.figures import ablations, animation, curves, domains, drawing, embedding, samples
@@ -19,6 +20,12 @@ MOST = 100_000  # images, classes, pixels
 
 Draw = Callable[[Chosen, argparse.Namespace], Drawing]
 
+
+def _revived(options: argparse.Namespace) -> dict[str, Any]:
+    """How a run's teacher is brought back."""
+    return {"device": options.device, "allow_targets": options.allow_targets}
+
+
 #: Each figure: what it shows, and whether runs that have not finished can be drawn.
 FIGURES: dict[str, tuple[str, bool, Draw]] = {
     "samples": (
@@ -29,13 +36,7 @@ FIGURES: dict[str, tuple[str, bool, Draw]] = {
     "domains": (
         "how far apart in-domain, OOD and synthetic images are, by patch size",
         True,
-        lambda runs, o: domains.draw(
-            runs,
-            sizes=o.patches,
-            images=o.images,
-            device=o.device,
-            allow_targets=o.allow_targets,
-        ),
+        lambda runs, o: domains.draw(runs, sizes=o.patches, images=o.images, **_revived(o)),
     ),
     "patch": (
         "accuracy by the discriminator's patch size (sweep=ablation_patch)",
@@ -52,11 +53,7 @@ FIGURES: dict[str, tuple[str, bool, Draw]] = {
         "where the teacher sees in-domain, OOD and synthetic images",
         True,
         lambda runs, o: embedding.draw(
-            runs,
-            projection=o.projection,
-            images=o.images,
-            device=o.device,
-            allow_targets=o.allow_targets,
+            runs, projection=o.projection, images=o.images, **_revived(o)
         ),
     ),
 }

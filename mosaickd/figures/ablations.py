@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mosaickd.figures.drawing import COLOURS, MARKERS, MUTED, Drawing, legend, new_figure, styled
@@ -39,15 +39,16 @@ def draw_patch(chosen: Chosen, *, evaluation: str = "last") -> Drawing:
     groups: dict[str, dict[int, list[Run]]] = {}
     for run in drawn.runs:
         groups.setdefault(setting(run), {}).setdefault(patch_size(run) or 0, []).append(run)
+    groups = {name: dict(sorted(by_size.items())) for name, by_size in groups.items()}
     with styled():
         figure = new_figure(2.1)
         axes = figure.subplots()
         axes.grid(axis="y")
         ticks: set[int] = set()
         for i, (name, by_size) in enumerate(groups.items()):
-            sizes = sorted(by_size)
+            sizes = [*by_size]
             ticks.update(sizes)
-            means, spreads = measured({s: by_size[s] for s in sizes}, evaluation)
+            means, spreads = measured(by_size, evaluation)
             axes.errorbar(sizes, means, yerr=spreads, color=COLOURS[i % 8], marker=MARKERS[i % 8],
                           markersize=3.5, capsize=2, elinewidth=0.8, label=name)  # fmt: skip
         teach(axes, drawn.runs)
@@ -148,12 +149,8 @@ def values(groups: Mapping[Any, Sequence[Run]], evaluation: str) -> dict[str, An
             {"run": shown(run.folder), "seed": run.seed, "accuracy": run.accuracy(evaluation)}
             for run in runs
         ]
-        for key, runs in sorted(groups.items(), key=lambda item: _order(item[0]))
+        for key, runs in groups.items()
     }
-
-
-def _order(key: Hashable) -> tuple[bool, Any]:
-    return (isinstance(key, str), key) if isinstance(key, int) else (True, 0)
 
 
 def teach(axes: Any, runs: Sequence[Run]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mosaickd.errors import UserError
 from mosaickd.figures.drawing import COLOURS, MARKERS, MUTED, Drawing, legend, new_figure, styled
-from mosaickd.figures.runs import Chosen, number, section
+from mosaickd.figures.runs import Chosen, number, only_one, section
 from mosaickd.report.results import Run
 from mosaickd.report.words import shown
 
@@ -35,9 +35,7 @@ def draw(
     """
     from mosaickd.revive import Revived  # imports torch
 
-    run = chosen.runs[0]
-    notes = [*chosen.notes]
-    notes += [f"left out: {shown(r.folder)}: one run is drawn" for r in chosen.runs[1:]]
+    run, notes = only_one(chosen)
     revived = Revived(run.folder, device=device, allow_targets=allow_targets)
     pools = {
         "domain": revived.domain(2 * images),

@@ -10,7 +10,7 @@ import numpy as np
 from mosaickd.errors import UserError
 from mosaickd.figures.domains import called
 from mosaickd.figures.drawing import COLOURS, COLUMN, MARKERS, Drawing, new_figure, styled
-from mosaickd.figures.runs import Chosen
+from mosaickd.figures.runs import Chosen, only_one
 from mosaickd.report.words import shown
 
 Projection = Literal["tsne", "pca"]
@@ -27,9 +27,7 @@ def draw(
     """Of the first run. images: at most so many of each kind."""
     from mosaickd.revive import Revived  # imports torch
 
-    run = chosen.runs[0]
-    notes = [*chosen.notes]
-    notes += [f"left out: {shown(r.folder)}: one run is drawn" for r in chosen.runs[1:]]
+    run, notes = only_one(chosen)
     revived = Revived(run.folder, device=device, allow_targets=allow_targets)
     names, pools = called(run), {}
     kinds = {"domain": revived.domain, "ood": revived.ood, "synthetic": revived.synthetic}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mosaickd.errors import UserError
 from mosaickd.report.page.classes import per_class
 from mosaickd.report.results import Run, collect, last_step
-from mosaickd.report.run_files import alive, read_json
+from mosaickd.report.run_files import read_json, state_of
 from mosaickd.report.table import one_a_seed
 from mosaickd.report.words import images, short, shown
 
@@ -43,10 +44,7 @@ def choose(folders: Sequence[Path], *, finished: bool = True) -> Chosen:
     for run in found.runs:
         if finished and not run.finished:
             step = last_step(run.folder) if run.under_way else run.steps
-            state = run.status
-            if run.under_way and not alive(run.folder):
-                state = "killed"
-            why = f"{state} at step {step}" + (f" ({run.error})" if run.error else "")
+            why = f"{state_of(run)} at step {step}" + (f" ({run.error})" if run.error else "")
             chosen.notes.append(f"left out: {shown(run.folder)}: {why}")
         else:
             chosen.runs.append(run)
@@ -75,6 +73,13 @@ def keep(chosen: Chosen, problem: Callable[[Run], str | None]) -> Chosen:
     return kept
 
 
+def only_one(chosen: Chosen) -> tuple[Run, list[str]]:
+    """The first run, of a figure that shows one; the others become notes."""
+    run, *others = chosen.runs
+    left_out = [f"left out: {shown(other.folder)}: one run is drawn" for other in others]
+    return run, [*chosen.notes, *left_out]
+
+
 def nothing(folders: Iterable[Path], notes: Sequence[str], what: str) -> UserError:
     """With the first reasons."""
     reasons = [note.removeprefix("left out: ") for note in notes]
@@ -83,6 +88,7 @@ def nothing(folders: Iterable[Path], notes: Sequence[str], what: str) -> UserErr
     return UserError(f"{what} below {', '.join(map(shown, list(folders)[:3]))}{said}")
 
 
+@cache
 def settings(run: Run) -> dict[str, Any]:
     """What config.json says; empty where there is none that can be read."""
     content = read_json(run.folder, "config.json")

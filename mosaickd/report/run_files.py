@@ -54,11 +54,9 @@ class Entry:
     @property
     def state(self) -> str:
         """finished, failed, interrupted, running, killed; or whatever else a version may write."""
-        if self.run is not None and not self.run.under_way:
-            return self.run.status
-        if self.problem:
-            return "unreadable"
-        return "running" if alive(self.folder) else "killed"
+        if self.run is not None:
+            return state_of(self.run)
+        return "unreadable" if self.problem else under_way(self.folder)
 
 
 def entries(found: Found, roots: Iterable[Path]) -> list[Entry]:
@@ -152,9 +150,19 @@ def command(folder: Path) -> str | None:
 def alive(folder: Path) -> bool:
     """Whether a process holds the folder, as far as one look can tell."""
     held = holder(folder)
-    if held is None or held.alive is not None:
-        return held is not None and bool(held.alive)
-    return time.time() - held.touched <= SILENT
+    if held is None:
+        return False
+    return time.time() - held.touched <= SILENT if held.alive is None else held.alive
+
+
+def state_of(run: Run) -> str:
+    """What its result.json says; of one that had not ended, whether it goes on."""
+    return under_way(run.folder) if run.under_way else run.status
+
+
+def under_way(folder: Path) -> str:
+    """Of a run that had not ended when its files were written."""
+    return "running" if alive(folder) else "killed"
 
 
 def written(path: Path) -> float | None:
@@ -177,8 +185,9 @@ def moment(seconds: float | None) -> str:
 
 def signature(folder: Path) -> tuple[object, ...]:
     """What differs as soon as something in the folder has changed that a page shows."""
-    marks: list[object] = [alive(folder)]
-    for name in WATCHED if alive(folder) else [name for name in WATCHED if name != OWNER]:
+    held = alive(folder)
+    marks: list[object] = [held]
+    for name in WATCHED if held else [name for name in WATCHED if name != OWNER]:
         try:
             status = (folder / name).stat()
         except (OSError, ValueError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
 from mosaickd.report.results import Found, Run, last_step
-from mosaickd.report.run_files import alive
+from mosaickd.report.run_files import under_way
 from mosaickd.report.words import describe, images, shown, times
 
 KILLED = "no process holds its folder; the same command goes on"
@@ -112,17 +112,21 @@ def build(found: Found, *, evaluation: str = "last", everything: bool = False) -
     for run in found.runs:
         if run.under_way:
             steps = last_step(run.folder) or run.steps
-            state, words = ("running", None) if alive(run.folder) else ("killed", KILLED)
-            report.unfinished.append(Unfinished(shown(run.folder), state, steps, words))
+            report.unfinished.append(_begun(run.folder, steps))
         elif not run.finished:
             folder = shown(run.folder)
             report.unfinished.append(Unfinished(folder, run.status, run.steps, run.error))
     for path, steps in found.begun.items():
-        state, words = ("running", None) if alive(path) else ("killed", KILLED)
-        report.unfinished.append(Unfinished(shown(path), state, steps, words))
+        report.unfinished.append(_begun(path, steps))
     report.notes += [f"there is no result.json below {shown(path)}" for path in found.empty]
     _note_what_to_know(report, held)
     return report
+
+
+def _begun(folder: Path, steps: int) -> Unfinished:
+    """A run that had not ended when its files were written."""
+    state = under_way(folder)
+    return Unfinished(shown(folder), state, steps, KILLED if state == "killed" else None)
 
 
 def problems_of(found: Found) -> list[tuple[str, str]]:
