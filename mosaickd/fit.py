@@ -90,28 +90,55 @@ class Fit:
 
     def fit(self) -> None:
         """Build everything, obtain the teacher, play the game, keep the student."""
-        cfg, result = self.cfg, self.result
-        try_players(cfg)
+        try_players(self.cfg)
+        self.look_at_images()
+        self.steps, cut_short = self.length()
+        game = self.build_game()
+        if self.teacher is not None:
+            accuracy = self.prepare_teacher(self.steps if cut_short else None)
+            self.result["teacher_accuracy"] = accuracy
+            self.result["teacher_fingerprint"] = weights_digest(self.teacher)[:16]
+            if self.cfg.ood_subset and "ood" in self.gallery.images:
+                self.gallery.choose_subset(self.teacher)
+        dealer = self.dealer()
+        log.info("%s: %d steps of %d images, on %s", self.heading, self.steps,
+                 self.cfg.train.batch_size, self.result["device"])  # fmt: skip
+        self.play(self.build_loop(game, dealer))
+
+    # ------------------------------------------------------------------------------ the parts
+
+    def look_at_images(self) -> None:
+        """Open all image sets, and note what they are and what was left out of them."""
         self.gallery = Gallery(
-            cfg, device=self.device, autocast=self.autocast, check=self.interruption.check
+            self.cfg, device=self.device, autocast=self.autocast, check=self.interruption.check
         )
-        result["data_fingerprint"] = self.gallery.fingerprints()
+        self.result["data_fingerprint"] = self.gallery.fingerprints()
         self.list_broken()
-        epoch = self.gallery.epoch_steps()
-        recipe: int | None = cfg.train.epochs * epoch if cfg.train.epochs and epoch else None
+        self.epoch = self.gallery.epoch_steps()
+
+    def length(self) -> tuple[int, bool]:
+        """-> steps of this run, and whether its recipe has more."""
+        cfg = self.cfg
+        recipe: int | None = None
+        if cfg.train.epochs and self.epoch:
+            recipe = cfg.train.epochs * self.epoch
         steps: int | None = cfg.train.steps or recipe
         if steps is None:
             raise UserError(
                 f"method={cfg.method.name} trains on no images, so train.epochs says nothing "
                 "without train.epoch_steps: set it, or train.steps"
             )
-        cut_short = recipe is not None and steps < recipe
+        return steps, recipe is not None and steps < recipe
+
+    def build_game(self) -> Game:
+        """Networks, the method, and its players; the same in every process."""
+        cfg = self.cfg
         self.parts = Parts(
             cfg,
             device=self.device,
             num_classes=len(self.gallery.test.classes),
             instances=self.gallery.count_of("ood"),
-            steps=steps,
+            steps=self.steps,
         )
         self.student, self.teacher = self.parts.student, self.parts.teacher
         self.method = self.parts.method
@@ -122,71 +149,70 @@ class Fit:
             )
         distribution.first(self.check_shareable)
         for player in self.method.players:
-            if self.method.iterations(player, steps) == 0:
+            if self.method.iterations(player, self.steps) == 0:
                 log.warning("a run of %d steps is too short for method=%s: the %s never has a turn",
-                            steps, cfg.method.name, player)  # fmt: skip
-        game = Game(self.method, build_players(cfg, self.method, steps), self.autocast)
+                            self.steps, cfg.method.name, player)  # fmt: skip
+        game = Game(self.method, build_players(cfg, self.method, self.steps), self.autocast)
         distribution.same(
             *(p for m in self.method.players.values() for p in m.state_dict().values())
         )
+        return game
 
-        if self.teacher is not None:
-            result["teacher_accuracy"] = self.prepare_teacher(steps if cut_short else None)
-            result["teacher_fingerprint"] = weights_digest(self.teacher)[:16]
-            if cfg.ood_subset and "ood" in self.gallery.images:
-                self.gallery.choose_subset(self.teacher)
+    def dealer(self) -> Dealer:
         streams = self.method.streams
-        dealer = Dealer(streams, self.gallery.loaders(streams, self.teacher, self.seed))
+        return Dealer(streams, self.gallery.loaders(streams, self.teacher, self.seed))
 
-        log.info("%s: %d steps of %d images, on %s",
-                 self.heading, steps, cfg.train.batch_size, result["device"])  # fmt: skip
+    def build_loop(self, game: Game, dealer: Dealer) -> Loop:
+        """The run is under way from here on: its result.json and its tracker say so."""
+        cfg = self.cfg
         iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
         if cfg.train.cuda_graph:
             iterate = CapturedGame(game, dealer, self.parts.generators)
-        every = cfg.train.eval_every or epoch or steps
+        every = cfg.train.eval_every or self.epoch or self.steps
         look = self.sample_grids()
-        about = tracking.tracked(cfg, self.folder, result, self.group)
+        about = tracking.tracked(cfg, self.folder, self.result, self.group)
         tracker: Tracker = NoTracker(run=about)
         if distribution.is_first():
             check_owned(self.folder)  # to prepare may have taken long
-            result |= {"status": "running", "total_steps": steps}
-            keep_result(self.folder, result)
+            self.result |= {"status": "running", "total_steps": self.steps}
+            keep_result(self.folder, self.result)
             tracker = build(cfg.tracker, run=about)
-        loop = Loop(
+        return Loop(
             game=game,
             dealer=dealer,
             test=self.gallery.test_batches,
             student=self.student,
             folder=self.folder,
-            steps=steps,
+            steps=self.steps,
             eval_every=every,
             checkpoint_every=cfg.train.checkpoint_every or every,
             log_every=cfg.train.log_every,
             check_every=cfg.train.check_every,
             batch_size=cfg.train.batch_size,
             tracker=tracker,
-            progress=Progress(self.heading, steps, every),
+            progress=Progress(
+                self.heading, self.steps, every, of_teacher=self.group == tracking.TEACHERS
+            ),
             interruption=self.interruption,
             stateful=self.parts.stateful,
             private={**self.parts.private, "torch": TorchRandom()},
-            provenance={key: result[key] for key in PROVENANCE},
+            provenance={key: self.result[key] for key in PROVENANCE},
             classes=self.gallery.test.classes,
             look=look,
             on_best=self.save_best,
             iterate=iterate,
         )
+
+    def play(self, loop: Loop) -> None:
+        """To the end, or until something stops it; either way the result says how far."""
+        result = self.result
         status = "failed"
         torch.manual_seed(self.seed("training") + distribution.rank())  # dropout in a user's model
         try:
             with loop.progress:
                 loop.fit()
-            metadata = {"model": cfg.student.name, "accuracy": loop.at.accuracy["last"]}
             if distribution.is_first():
-                check_owned(self.folder)
-                path = self.folder / "student.safetensors"
-                save_weights(self.student, path, metadata)
-                tracker.file(loop.at.step, "model", path)
-                tracking.show_classes(tracker, self.folder)
+                self.keep_student(loop)
             status = "finished"
         except Interrupted:
             status = "interrupted"
@@ -197,7 +223,15 @@ class Fit:
             result["memory_mb"] = round(peak_memory_mb(self.device))
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
             result["status"] = status
-            tracker.finish(status, tracking.summary(result))
+            loop.tracker.finish(status, tracking.summary(result))
+
+    def keep_student(self, loop: Loop) -> None:
+        check_owned(self.folder)
+        path = self.folder / "student.safetensors"
+        metadata = {"model": self.cfg.student.name, "accuracy": loop.at.accuracy["last"]}
+        save_weights(self.student, path, metadata)
+        loop.tracker.file(loop.at.step, "model", path)
+        tracking.show_classes(loop.tracker, self.folder)
 
     def list_broken(self) -> None:
         """Say in the run's folder which images were left out because they can't be read."""

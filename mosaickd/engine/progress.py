@@ -68,12 +68,16 @@ class Progress:
     """Losses, accuracy, speed and time left of one run.
 
     title: of its lines; up to the colon, of its bar. eval_every: in steps, for the time left.
+    of_teacher: the run trains a teacher on the way to another's.
     """
 
     #: Seconds that this process has spent on bars of teachers, which the next run finds made.
     on_teachers = 0.0
 
-    def __init__(self, title: str, steps: int, eval_every: int = 0) -> None:
+    def __init__(
+        self, title: str, steps: int, eval_every: int = 0, *, of_teacher: bool = False
+    ) -> None:
+        self.of_teacher = of_teacher
         self.steps = steps
         self.eval_every = eval_every
         self.title = title
@@ -103,7 +107,7 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         board.remove(self.draw)
-        if self.title.startswith("teacher "):
+        if self.of_teacher:
             Progress.on_teachers += time.monotonic() - self.began
 
     def advance(self, step: int) -> None:

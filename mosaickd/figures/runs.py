@@ -181,5 +181,5 @@ def labels(runs: Sequence[Run]) -> dict[Run, str]:
 
 def class_names(run: Run) -> list[str]:
     """From per_class.json; empty where there is none that can be read."""
-    found = per_class(run.folder)
+    found, _ = per_class(run.folder)
     return [name[:24] for name in found.names] if found else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -32,6 +33,8 @@ ACCURACY: dict[str, tuple[type, ...]] = {
 LARGEST, LARGEST_METRICS = 2**22, 2**29
 #: No count of ours comes near; beyond it a float can't follow an int.
 LARGE = 2**53
+#: Of a run's folder: no runs of their own.
+INSIDE = {"checkpoints", "samples", "wandb", "teacher", ".hydra"}
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
          dict: "an object", list: "a list", type(None): "null"}  # fmt: skip
 
@@ -85,6 +88,7 @@ class Found:
     problems: list[tuple[Path, str]] = field(default_factory=list)
     begun: dict[Path, int] = field(default_factory=dict)  # no result.json yet -> last step seen
     empty: list[Path] = field(default_factory=list)  # folders without a result.json
+    links: list[Path] = field(default_factory=list)  # to folders elsewhere
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -112,6 +116,30 @@ def files_below(root: Path, name: str) -> Iterator[Path]:
         *_, home, folder = ("", "", *path.parent.relative_to(root).parts)
         if not (home == "teacher" and folder.endswith("-training")):
             yield path
+
+
+def linked_folders(roots: Iterable[Path]) -> list[Path]:
+    """Links below the roots to folders elsewhere: nobody looks into these for runs."""
+    homes = [root.resolve() for root in roots]
+    found: dict[str, Path] = {}
+    for root in roots:
+        for place, folders, _ in os.walk(root):
+            folders[:] = sorted(name for name in folders if name not in INSIDE)
+            for link in (Path(place, name) for name in folders):
+                if link.is_symlink():
+                    target = os.path.realpath(link)
+                    if not any(Path(target).is_relative_to(home) for home in homes):
+                        found.setdefault(target, link)
+    return list(found.values())
+
+
+def about_links(links: Sequence[Path]) -> str:
+    """What to do about them."""
+    some = ", ".join(printable(str(link), 200) for link in links[:3])
+    if len(links) == 1:
+        return f"not looked into, as it is a link: {some}; name it as well, if its runs count"
+    some += f" and {len(links) - 3} more" if len(links) > 3 else ""
+    return f"not looked into, as they are links: {some}; name them as well, if their runs count"
 
 
 def load_result(path: Path) -> dict[str, Any]:
@@ -202,7 +230,7 @@ def to_run(folder: Path, result: dict[str, Any]) -> Run:
     )
 
 
-def collect(roots: Iterable[Path]) -> Found:
+def collect(roots: Sequence[Path]) -> Found:
     """All that lies below the folders, each file once; a UserError names a folder that isn't."""
     found = Found()
     seen: set[Path] = set()
@@ -227,6 +255,7 @@ def collect(roots: Iterable[Path]) -> Found:
             if not (path.parent / "result.json").exists() and path.resolve() not in seen:
                 seen.add(path.resolve())
                 found.begun[path.parent] = last_step(path.parent)
+    found.links = linked_folders(roots)
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
-from mosaickd.report.results import Found, Run, last_step
+from mosaickd.report.results import Found, Run, about_links, last_step
 from mosaickd.report.run_files import under_way
 from mosaickd.report.words import describe, images, shown, times
 
@@ -119,6 +119,8 @@ def build(found: Found, *, evaluation: str = "last", everything: bool = False) -
     for path, steps in found.begun.items():
         report.unfinished.append(_begun(path, steps))
     report.notes += [f"there is no result.json below {shown(path)}" for path in found.empty]
+    if found.links:
+        report.notes.append(about_links(found.links))
     _note_what_to_know(report, held)
     return report
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from mosaickd.errors import UserError
 from mosaickd.locks import HEARTBEAT
 from mosaickd.programs import ending
+from mosaickd.report.results import about_links, linked_folders
 from mosaickd.status.runs import survey
 from mosaickd.status.show import as_json, overview
 
@@ -59,6 +60,7 @@ def interval(text: str) -> float:
 
 def once(folders: list[Path], as_lines: bool) -> None:
     rows = survey(folders, tell_to_wait)
+    tell_of_links(folders)
     if not rows:
         raise UserError(
             f"no run below {', '.join(map(str, folders))}: a run's folder has a run.log, a "
@@ -74,6 +76,7 @@ def once(folders: list[Path], as_lines: bool) -> None:
 def watch(folders: list[Path], as_lines: bool, seconds: float) -> None:
     """Again and again. Where nobody has begun a run yet, one may come."""
     out = console()
+    tell_of_links(folders)
     if as_lines or not out.is_terminal:
         while True:
             rows = survey(folders)
@@ -97,6 +100,11 @@ def console() -> Console:
     """Where tables go: a pipe has no width of its own, and no colours."""
     own = Console(highlight=False)
     return own if own.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def tell_of_links(folders: list[Path]) -> None:
+    if links := linked_folders(folders):
+        print(f"note: {about_links(links)}", file=sys.stderr)
 
 
 def tell_to_wait(count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 from mosaickd import vocabulary
 from mosaickd.errors import printable
 from mosaickd.locks import OWNER
-from mosaickd.report.results import LARGE
+from mosaickd.report.results import INSIDE, LARGE
+from mosaickd.report.run_files import content
 
 METRICS, RESULT, LOG, CONFIG = "metrics.jsonl", "result.json", "run.log", ".hydra/config.yaml"
-
-#: Of a run's folder: no runs of their own.
-INSIDE = {"checkpoints", "samples", "wandb", "teacher", ".hydra"}
 
 #: Bytes at the end of metrics.jsonl, first; more where no evaluation is among them.
 TAIL, LONGEST_TAIL = 2**15, 2**22
@@ -38,41 +35,27 @@ def run_folders(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
             folders.sort()
 
 
-def end_of(path: Path, size: int) -> bytes:
-    """The last `size` bytes of a plain file, from the beginning of a line; else nothing."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except OSError:
-        return b""
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-                return b""
-            start = max(0, status.st_size - size)
-            file.seek(start)
-            content = file.read(size)
-        except OSError:
-            return b""
-    return content if start == 0 else content.partition(b"\n")[2]
+def end_of(folder: Path, name: str, size: int) -> bytes:
+    """The last `size` bytes of a file of the folder, from the beginning of a line; else nothing."""
+    found = content(folder, name, size + 1, end=True) or b""
+    return found if len(found) <= size else found.partition(b"\n")[2]
 
 
 def last_metrics(folder: Path) -> list[dict[str, Any]]:
     """The last lines of metrics.jsonl, by today's names, an evaluation among them if there is one
     near."""
-    path = folder / METRICS
     size = TAIL
     while True:
-        content = end_of(path, size)
-        lines = [*_records(content)]
+        end = end_of(folder, METRICS, size)
+        lines = [*_records(end)]
         evaluated = any(percentage(line.get(vocabulary.TOP1)) is not None for line in lines)
-        if evaluated or size >= LONGEST_TAIL or len(content) < size // 2:
+        if evaluated or size >= LONGEST_TAIL or len(end) < size // 2:
             return lines
         size *= 8
 
 
-def _records(content: bytes) -> Iterator[dict[str, Any]]:
-    for line in content.splitlines():
+def _records(text: bytes) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -94,17 +77,9 @@ def percentage(value: Any) -> float | None:
     return share if share is not None and 0 <= share <= 100 else None
 
 
-def touched(path: Path) -> float | None:
-    """When a file was written last."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
-
-
 def logged_error(folder: Path) -> str | None:
     """The last error that run.log tells of: of a run that was refused before it had a result."""
-    for line in reversed(end_of(folder / LOG, TAIL).decode(errors="replace").splitlines()):
+    for line in reversed(end_of(folder, LOG, TAIL).decode(errors="replace").splitlines()):
         _, found, message = line.partition(" ERROR ")
         if found:
             return printable(message.strip().removeprefix(f"{folder.resolve()}: "))
@@ -115,9 +90,8 @@ def config_of(folder: Path) -> dict[str, Any]:
     """The run's settings; none where they can't be read."""
     import yaml  # late: only few runs wait for a teacher
 
-    content = end_of(folder / CONFIG, TAIL)
     try:
-        found = yaml.safe_load(content)
+        found = yaml.safe_load(end_of(folder, CONFIG, TAIL))
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

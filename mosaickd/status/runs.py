@@ -17,6 +17,7 @@ from mosaickd import vocabulary
 from mosaickd.errors import UserError, printable
 from mosaickd.locks import HEARTBEAT, LEASE, Holder, holder
 from mosaickd.report.results import LARGE, Run, load_result, to_run
+from mosaickd.report.run_files import written
 from mosaickd.status.files import (
     LOG,
     METRICS,
@@ -27,7 +28,6 @@ from mosaickd.status.files import (
     number,
     percentage,
     run_folders,
-    touched,
 )
 
 #: States, those that want attention first.
@@ -128,8 +128,8 @@ def row(root: Path, folder: Path, held: Holder | None) -> Row:
     known = replace(known, **_measured(lines))
     if result is not None:
         known = _with_result(known, result)
-    written = [_logged_at(lines, folder), touched(folder / LOG)]
-    last_sign = max([t for t in written if t is not None], default=touched(folder / RESULT))
+    signs = [_logged_at(lines, folder), written(folder / LOG)]
+    last_sign = max([t for t in signs if t is not None], default=written(folder / RESULT))
     known = replace(known, active=last_sign)
     if held is not None and held.alive:
         return _held(known, held, lines, result)
@@ -266,8 +266,8 @@ def _plain(name: str) -> bool:
 def _logged_at(lines: list[dict[str, Any]], folder: Path) -> float | None:
     """When the last line of the metrics was written: older versions didn't say."""
     told = number(lines[-1].get(vocabulary.TIME)) if lines else None
-    written = touched(folder / METRICS)
-    return max([t for t in (told, written) if t is not None], default=None)
+    signs = [told, written(folder / METRICS)]
+    return max([t for t in signs if t is not None], default=None)
 
 
 def _times(lines: list[dict[str, Any]]) -> list[tuple[float, bool, int]]:

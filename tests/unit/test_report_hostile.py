@@ -124,6 +124,20 @@ def test_a_page_of_odd_numbers(changes: dict[str, Any], lines: list[Any], by_cla
         assert "nan" not in " ".join(re.findall(r'<path[^>]* d="([^"]*)"', text))
 
 
+def test_runs_behind_a_link_are_named_not_counted(tmp_path: Path) -> None:
+    outputs, disk = tmp_path / "outputs", tmp_path / "disk"
+    write(outputs / "good", last=61.5)
+    write(disk / "kd" / "old", last=42.5, seed=7)
+    (outputs / "kd").symlink_to(disk / "kd")
+    (outputs / "again").symlink_to(outputs / "good")  # counted once already
+    said = answered(outputs)
+    assert "61.50" in said
+    assert f"not looked into, as it is a link: {outputs / 'kd'}; name it" in said
+    both = answered(outputs, str(outputs / "kd"))
+    assert "52.00" in both, "the mean of both seeds"
+    assert "not looked into" not in both
+
+
 def test_what_is_no_file_and_what_is_too_large(tmp_path: Path) -> None:
     write(tmp_path / "good", last=61.5)
     for name in ("pipe", "folder", "large", "nowhere"):

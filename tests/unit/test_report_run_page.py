@@ -363,6 +363,27 @@ def test_files_of_anybody_never_become_markup_nor_end_the_report(tmp_path: Path)
     assert "empty" not in page.text, "a class without test images was not measured"
 
 
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("{", "no table of classes"),
+        ('{"step": 3, "classes": [{"class": "A", "images": 4, "right": 5}]}', "row 1 has no two"),
+    ],
+)
+def test_a_broken_table_of_classes_is_named(tmp_path: Path, said: str, problem: str) -> None:
+    run = whole_run(tmp_path / "run")
+    (run / "per_class.json").write_text(said)
+    assert f"per_class.json can't be read: {problem}" in page_of(run).text
+
+
+def test_metrics_that_a_page_has_no_room_for_are_counted(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    own = {f"loss/student/l{number}": 1.0 for number in range(230)}
+    with (run / "metrics.jsonl").open("w") as file:
+        file.write(json.dumps({"step": 1} | own) + "\n")
+    assert "30 other metrics in metrics.jsonl: a page has room for 200" in page_of(run).text
+
+
 @pytest.mark.parametrize("name", ["per_class.json", ".hydra/overrides.yaml", ".hydra/config.yaml",
                                   "run.log", "metrics.jsonl"])  # fmt: skip
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 200_000, b"- " * 50_000, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,23 +39,25 @@ class PerClass:
     measured: tuple[ClassAccuracy, ...] = ()
 
 
-def per_class(folder: Path) -> PerClass | None:
-    """None where there is none, or none of ours."""
+def per_class(folder: Path) -> tuple[PerClass | None, str | None]:
+    """What per_class.json says, if there is one; and what is wrong with it, if something is."""
     said = read_json(folder, "per_class.json")
-    if not isinstance(said, dict) or type(said.get("step")) is not int:
-        return None
-    rows = said.get("classes")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return None
+    if said is None and not os.path.lexists(folder / "per_class.json"):
+        return None, None
+    rows = said.get("classes") if isinstance(said, dict) else None
+    if not isinstance(rows, list) or type(said.get("step")) is not int:
+        return None, "per_class.json can't be read: no table of classes"
     names, found = [], []
-    for row in rows:
+    for number, row in enumerate(rows):
+        row = row if isinstance(row, dict) else {}
         name, images, right = row.get("class"), row.get("images"), row.get("right")
         if type(images) is not int or type(right) is not int or not 0 <= right <= images < 2**31:
-            return None
+            problem = f"row {number + 1} has no two counts of images"
+            return None, f"per_class.json can't be read: {problem}"
         names.append(printable(str(name), 60))
         if images:  # of a class without test images nothing was measured
             found.append(ClassAccuracy(names[-1], right, images))
-    return PerClass(said["step"], tuple(names), tuple(found))
+    return PerClass(said["step"], tuple(names), tuple(found)), None
 
 
 def accuracy_table(about: PerClass, level: int) -> list[str]:

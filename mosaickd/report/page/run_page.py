@@ -50,7 +50,7 @@ class RunPage:
         self.folder, self.run = entry.folder, entry.run
         self.result = entry.result
         self.numbers: Measured = measured(self.folder)
-        self.classes = by_class.per_class(self.folder)
+        self.classes, self.classes_problem = by_class.per_class(self.folder)
         self.state = entry.state
 
     def lines(self) -> list[str]:
@@ -250,11 +250,17 @@ class RunPage:
         if not drawn:
             missing = "Nothing has been logged" + (" yet." if self.state == "running" else ".")
             return [*lines, paragraph(missing)]
-        return [*lines, "<div class=figures>", *drawn, "</div>"]
+        lines += ["<div class=figures>", *drawn, "</div>"]
+        if more := self.numbers.left_out:
+            lines.append(paragraph(f"{times(more, 'other metric')} in metrics.jsonl: a page has "
+                                   f"room for {len(self.numbers.points)}."))  # fmt: skip
+        return lines
 
     # ---------------------------------------------------------------------- classes, settings
 
     def per_class(self) -> list[str]:
+        if self.classes_problem:
+            return [f"<p class=problem>{escape(self.classes_problem)}</p>"]
         return by_class.accuracy_table(self.classes, self.level) if self.classes else []
 
     def settings(self) -> list[str]:

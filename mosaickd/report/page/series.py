@@ -26,6 +26,7 @@ class Measured:
 
     points: dict[str, Points] = field(default_factory=dict)
     classes: dict[int, list[int]] = field(default_factory=dict)  # step -> images by class
+    left_out: int = 0  # names of metrics beyond those that are read
     last_step: int = 0
     last_time: float | None = None
     problem: str | None = None
@@ -52,6 +53,7 @@ def measured(folder: Path) -> Measured:
         found.problem = f"metrics.jsonl can't be read: {error.strerror or error}"
         return found
     by_name: dict[str, dict[int, float]] = {}
+    beyond: set[str] = set()
     for record in metrics(folder):
         step = record.pop(vocabulary.STEP)
         found.last_step = max(found.last_step, step)
@@ -64,8 +66,13 @@ def measured(folder: Path) -> Measured:
             value = number(value)
             if name.startswith("accuracy/") and not (value is not None and 0 <= value <= 100):
                 continue
-            if value is not None and (name in by_name or len(by_name) < NAMES):
+            if value is None:
+                continue
+            if name in by_name or len(by_name) < NAMES:
                 by_name.setdefault(name, {})[step] = value  # what was logged again is newer
+            elif len(beyond) < CLASSES:
+                beyond.add(name)
+    found.left_out = len(beyond)
     found.points = {printable(name, 80): sorted(v.items()) for name, v in by_name.items()}
     found.classes = dict(sorted(found.classes.items()))
     return found
