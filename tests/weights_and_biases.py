@@ -10,10 +10,13 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import pytest
+from conftest import NOWHERE
 
 KEY = "0123456789" * 4  # has an API key's length
 
@@ -75,6 +78,18 @@ def offline_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------ processes
+
+
+@contextmanager
+def nobody_at(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No account, no network, no home; and nothing is left running."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, NOWHERE)
+    monkeypatch.setenv("HOME", str(home))
+    yield
+    wait_for(lambda: not [c for c in descendants().values() if "wandb" in c])
 
 
 def descendants(of: int | None = None) -> dict[int, str]:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,8 @@ def test_a_missing_package_is_named(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    one = Server()
-    yield one
-    one.close()
+    with closing(Server()) as one:
+        yield one
 
 
 def account(url: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,8 @@ def test_wandb_that_is_missing_is_explained(cli: Cli, tiny: Tiny, no_wandb: dict
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    one = Server()
-    yield one
-    one.close()
+    with closing(Server()) as one:
+        yield one
 
 
 def account(url: str) -> dict[str, str]:

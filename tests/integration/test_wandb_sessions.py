@@ -11,13 +11,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOWHERE
 from PIL import Image
-from weights_and_biases import KEY, Kept, Server, descendants, offline_runs, wait_for
+from weights_and_biases import KEY, Kept, Server, nobody_at, offline_runs
 
 from mosaickd.engine.metrics import MetricsFile, sample_grid
 from mosaickd.engine.trackers import Tracked, WandbTracker
@@ -26,21 +26,14 @@ from mosaickd.files import write_atomically
 
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No account, no network, no home; and nothing is left running."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, NOWHERE)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    yield
-    wait_for(lambda: not [c for c in descendants().values() if "wandb" in c])
+    with nobody_at(tmp_path, monkeypatch):
+        yield
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    one = Server()
-    yield one
-    one.close()
+def server() -> Iterator[Server]:
+    with closing(Server()) as one:
+        yield one
 
 
 def account(server: Server) -> dict[str, str]:

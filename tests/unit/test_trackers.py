@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOWHERE
 from weights_and_biases import (
     KEY,
     Server,
     descendants,
+    nobody_at,
     offline_runs,
     read_run,
     refusing,
     service,
-    wait_for,
 )
 
 from mosaickd.engine import trackers
@@ -39,14 +38,8 @@ Serve = Callable[..., Server]
 
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No account, no network, no home; and nothing is left running."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, NOWHERE)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    yield
-    wait_for(lambda: not [c for c in descendants().values() if "wandb" in c])
+    with nobody_at(tmp_path, monkeypatch):
+        yield
 
 
 @pytest.fixture
