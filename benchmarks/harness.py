@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.table import Table
 
-from mosaickd import config
 from mosaickd.config import CONF, register
 from mosaickd.engine.device import choose_device, describe
 from mosaickd.errors import UserError
 from mosaickd.launch import versions
 from mosaickd.report import console
+from mosaickd.validation import validate
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
-    config.validate(cfg)
+    validate(cfg)
     return cfg
 
 

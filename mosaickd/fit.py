@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from mosaickd import config, teachers, tracking
+from mosaickd import teachers, tracking
 from mosaickd.build import (
     build,
     build_players,
@@ -22,7 +22,6 @@ from mosaickd.build import (
     teacher_path,
     try_players,
 )
-from mosaickd.config import identity
 from mosaickd.data.broken import listing
 from mosaickd.data.subset import fingerprint
 from mosaickd.engine import distribution
@@ -40,6 +39,7 @@ from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
 from mosaickd.gallery import Gallery
+from mosaickd.identity import differences, identity
 from mosaickd.locks import check_owned, owned
 from mosaickd.methods.base import Latents
 from mosaickd.models.weights import save_weights, weights_digest
@@ -313,7 +313,7 @@ class Fit:
             teachers.obtain(path, missing=cfg.teacher_missing, train=train)
         record = teachers.load(self.teacher, path)
         if recipe is not None and "recipe" in record:
-            teachers.check_recipe(config.differences(record["recipe"], identity(recipe)), path)
+            teachers.check_recipe(differences(record["recipe"], identity(recipe)), path)
         accuracy = teachers.measured(self.teacher_in_use(), self.measure_teacher)
         log.info("teacher %s: %.2f %% on %s", path, accuracy, cfg.dataset.name)
         teachers.check_accuracy(accuracy, record, path)

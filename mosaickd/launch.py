@@ -19,9 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd import config, report, run_folder, teachers, tracking
+from mosaickd import report, run_folder, teachers, tracking
 from mosaickd.build import scratch_config, teacher_path
-from mosaickd.config import config_hash, identity, images_of, needs
+from mosaickd.config import images_of, needs
 from mosaickd.data import pictures
 from mosaickd.engine import distribution
 from mosaickd.engine.device import out_of_memory
@@ -30,9 +30,11 @@ from mosaickd.engine.loop import Progression
 from mosaickd.engine.progress import counting
 from mosaickd.errors import UserError
 from mosaickd.fit import Fit
+from mosaickd.identity import config_hash, differences, identity, variant
 from mosaickd.locks import InUse, Lost, owned
 from mosaickd.parallel import share_of_machine
 from mosaickd.provenance import code_version
+from mosaickd.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
 
 def check(cfg: DictConfig) -> None:
     """Raise a UserError for what can't be meant, or can't be played by so many processes."""
-    config.validate(cfg)
+    validate(cfg)
     distribution.share_of(cfg.train.batch_size)
 
 
@@ -133,7 +135,7 @@ def run(
         "teacher": cfg.teacher.name if "teacher" in parts else None,
         "student": cfg.student.name,
         "seed": cfg.seed,
-        "variant": config.variant(),
+        "variant": variant(),
         # What an earlier session of this run came to stays true until this one gets further.
         "accuracy": before.get("accuracy", Progression().accuracy),
         "teacher_accuracy": before.get("teacher_accuracy"),
@@ -210,9 +212,9 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
     """A finished run of the data set's own scratch recipe becomes the teacher, if none is there."""
     if result["status"] != "finished" or cfg.method.name != "scratch":
         return
-    differences = config.differences(identity(scratch_config(cfg, cfg.student)), identity(cfg))
+    changes = differences(identity(scratch_config(cfg, cfg.student)), identity(cfg))
     path = teacher_path(cfg, "student")
-    offered = not teachers.recipe_changes(differences)
+    offered = not teachers.recipe_changes(changes)
     if offered and not distribution.first(path.exists):
         teachers.obtain(path, missing="train", train=lambda: folder)
         log.info("this is now the teacher %s", path)

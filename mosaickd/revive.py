@@ -27,6 +27,7 @@ from mosaickd.methods.base import Latents
 from mosaickd.models.weights import weights_digest
 from mosaickd.parts import Parts
 from mosaickd.run_folder import HYDRA
+from mosaickd.validation import validate
 
 BATCH = 200  # images that are looked at together
 
@@ -189,7 +190,7 @@ def read_config(folder: Path, allow_targets: Sequence[str] = ()) -> DictConfig:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is no config of this version's ({said})") from error
     try:
-        config.validate(cfg)
+        validate(cfg)
     except UserError as error:
         said = str(error).replace("allow_targets=[", "--allow-targets [")
         raise UserError(f"{path}: {said}") from error

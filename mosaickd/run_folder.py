@@ -12,10 +12,10 @@ from typing import IO, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mosaickd import config
 from mosaickd.engine import checkpoint
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, remove_temporaries, write_atomically, write_json
+from mosaickd.identity import differences
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> dict[str, An
     before = {} if cfg.force else read_object(folder / "result.json")
     begun = checkpoint.exist(folder / "checkpoints" / "last.pt")
     if begun or before.get("status") == "finished":
-        if changes := config.differences(read_object(folder / "config.json"), chosen):
+        if changes := differences(read_object(folder / "config.json"), chosen):
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(changes[:5])}). "
                 "Choose another folder with hydra.run.dir=FOLDER (of a sweep: "

@@ -16,16 +16,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from mosaickd import config
 from mosaickd.config import CONF, options
+from mosaickd.validation import validate
 
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Inside, `composed` and `check` work."""
+    """Inside, `asked`, `composed` and `check` work."""
     config.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
     HydraConfig.instance().cfg = None
+
+
+def asked(*overrides: str) -> DictConfig:
+    """The config, as if a program had asked for it: there is no command line to look at."""
+    return compose("config", overrides=list(overrides))
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -47,7 +53,7 @@ def check(*overrides: str) -> DictConfig:
     assert folder
     given = own(cfg)
     OmegaConf.resolve(given)
-    config.validate(given)
+    validate(given)
     return cfg
 
 

@@ -80,9 +80,7 @@ class Forked:
     ) -> Running:
         """before: called in the process before the script; a function of a module's."""
         environment = Cli(self.folder, self.logs).environment()
-        with in_place_of_ours(environment | {"PYTHONPATH": os.pathsep.join([str(REPO), *HERE])}):
-            CONTEXT.set_forkserver_preload(["warm"])
-            forkserver.ensure_running()
+        serve(environment)
         out, err = (self.logs / f"{self.count}.{name}" for name in ("out", "err"))
         self.count += 1
         out.touch()  # a process that is killed at once leaves no output
@@ -112,7 +110,12 @@ def finish(run: Running) -> str:
     return outcome.text
 
 
-HERE = [str(Path(__file__).parent)]
+def serve(environment: Mapping[str, str]) -> None:
+    """Have the process that others are forked from; its environment is that of the first call."""
+    path = os.pathsep.join([str(REPO), str(Path(__file__).parent)])
+    with in_place_of_ours({**environment, "PYTHONPATH": path}):
+        CONTEXT.set_forkserver_preload(["warm"])
+        forkserver.ensure_running()
 
 
 @contextmanager

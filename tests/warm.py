@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import matplotlib.font_manager  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import safetensors.torch  # noqa: F401
@@ -29,3 +31,5 @@ import mosaickd.models.wresnet  # noqa: F401
 torch.set_num_threads(1)
 Plugins.instance()
 OverridesParser.create()
+gc.collect()
+gc.freeze()  # what is imported stays: no collection walks over it, nor copies its pages

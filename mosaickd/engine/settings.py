@@ -18,7 +18,7 @@ class Precision(StrEnum):
 
 
 def setting(default: Any, **bounds: Any) -> Any:
-    """A dataclass field with its range in the metadata, where `mosaickd.config` finds it."""
+    """A dataclass field with its range in the metadata, where `mosaickd.validation` finds it."""
     return field(default=default, metadata={"range": Range(**bounds)} if bounds else {})
 
 

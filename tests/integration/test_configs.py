@@ -11,9 +11,9 @@ import pytest
 from composing import cells, check, choices, composed, composing, own
 from omegaconf import DictConfig
 
-from mosaickd import config
-from mosaickd.config import CONF, SWEEPS, identity, images_of, needs
+from mosaickd.config import CONF, SWEEPS, images_of, needs
 from mosaickd.errors import UserError
+from mosaickd.identity import identity, variant
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
 from mosaickd.report.results import Run, to_run
 
@@ -132,7 +132,7 @@ def swept(request: pytest.FixtureRequest) -> dict[str, list[Cell]]:
         jobs = cells(sweep)
         if request.param == "cross":
             jobs = [job for job in jobs if sum(a != b for a, b in zip(job, jobs[0])) < 2]  # noqa: B905
-        found[sweep] = [Cell(job, check(*job), config.variant()) for job in jobs]
+        found[sweep] = [Cell(job, check(*job), variant()) for job in jobs]
     return found
 
 
@@ -155,10 +155,10 @@ def test_table_sweeps_cover_the_papers_table(swept: dict[str, list[Cell]]) -> No
     covered: list[Place] = []
     for sweep in TABLE1:
         rows: dict[str, tuple[str, str]] = {}
-        for (_, method, chosen), cfg, variant in swept[sweep]:
+        for (_, method, chosen), cfg, differing in swept[sweep]:
             pair = f"{cfg.teacher.name}-{cfg.student.name}"
             assert chosen == f"pair={pair}"
-            assert variant is None, "not the recipe, so not a number of the table"
+            assert differing is None, "not the recipe, so not a number of the table"
             (rows[method],) = (row for row, column in places(result(cfg)) if column == pair)
         assert len({data for _, data in rows.values()}) == 1, "a sweep, a block"
         jobs = [(rows[method], pair.removeprefix("pair=")) for _, method, pair in cells(sweep)]
@@ -217,7 +217,7 @@ def result(cfg: DictConfig) -> Run:
             **{"ood": cfg.ood.name if images else None, "ood_subset": images and cfg.ood_subset},
             **{"teacher": cfg.teacher.name if "teacher" in needs(cfg) else None},
             **{"student": cfg.student.name},
-            **{"seed": cfg.seed, "variant": config.variant(), "steps": 1, "seconds": 1.0},
+            **{"seed": cfg.seed, "variant": variant(), "steps": 1, "seconds": 1.0},
             **{"accuracy": {"last": 1.0, "best": 1.0}, "teacher_accuracy": None},
         },
     )  # fmt: skip

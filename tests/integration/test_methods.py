@@ -22,6 +22,7 @@ from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.errors import UserError
 from mosaickd.launch import run
 from mosaickd.report import find_results
+from mosaickd.validation import validate
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,7 +60,7 @@ class House:
         self, folder: str, *overrides: str, interruption: Interruption | None = None
     ) -> dict[str, Any]:
         cfg = compose("config", overrides=self.settings(*overrides))
-        config.validate(cfg)
+        validate(cfg)
         path = self.root / folder
         return run(cfg, path, interruption or Interruption())
 

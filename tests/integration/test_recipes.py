@@ -11,8 +11,8 @@ from composing import check, choices, composed, composing
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from mosaickd import config
 from mosaickd.config import CONF
+from mosaickd.identity import variant
 
 SGD, ADAM = "torch.optim.SGD", "torch.optim.Adam"
 VANILLA: dict[str, Any] = {  # KD's schedule, also for those that the table compares with it
@@ -266,13 +266,13 @@ def commanded(_composing: None) -> Callable[..., str | None]:
     """What a run of a command would record as its variant."""
     cfg = composed()
 
-    def variant(*overrides: str) -> str | None:
+    def recorded(*overrides: str) -> str | None:
         with read_write(cfg.hydra):
             cfg.hydra.overrides.task = list(overrides)
         HydraConfig.instance().cfg = cfg
-        return config.variant()
+        return variant()
 
-    return variant
+    return recorded
 
 
 def test_a_cell_however_it_is_computed_and_watched_is_by_the_recipe(

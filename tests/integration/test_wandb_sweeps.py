@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from weights_and_biases import offline_runs
 
 from mosaickd import config, vocabulary
-from mosaickd.config import SWEEPS, identity
+from mosaickd.config import SWEEPS
+from mosaickd.identity import identity, variant
 
 FILES = sorted((SWEEPS / "wandb").glob("*.yaml"))
 GRIDS = [path for path in FILES if path.stem.startswith("table1_")]
@@ -148,7 +149,7 @@ def test_an_agents_command_runs_a_cell_of_the_table(
     assert environment["WANDB_RUN_ID"] == "trial1"
     asked = check(*overrides(command))
     assert asked.tracker._target_.endswith("WandbTracker")
-    assert config.variant() is None, "the method's own recipe"
+    assert variant() is None, "the method's own recipe"
     known = check(*cells(path.stem)[-1])
     assert identity(own(asked)) == identity(own(known))
     assert asked.hydra.sweep.dir == known.hydra.sweep.dir

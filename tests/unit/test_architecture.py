@@ -47,6 +47,12 @@ ALLOWED = {
     "status": {"errors", "programs", "report", "vocabulary", "locks", "durations"},
     "dashboard": {"errors", "programs", "report.paper", "report.words", "vocabulary", "account"},
 }
+#: Above all others: what reads commands and configs, and what builds a run by them.
+ABOVE = {
+    *("command_line", "task", "cells", "parallel", "trust", "targets"),
+    *("config", "validation", "identity", "launch", "run_folder"),
+    *("fit", "gallery", "build", "parts", "tracking", "revive"),
+}
 #: All that `report` and `figures` need in order to read files and to show what they found.
 DRAWING = {"rich", "matplotlib", "numpy", "PIL", "yaml"}
 
@@ -93,25 +99,7 @@ def test_each_part_knows_only_what_it_may(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_launcher_and_its_kin_know_hydra(module: str) -> None:
-    if module.split(".")[-1] in (
-        *(
-            "launch",
-            "run_folder",
-            "fit",
-            "gallery",
-            "build",
-            "parts",
-            "revive",
-            "config",
-            "cells",
-            "command_line",
-            "parallel",
-            "targets",
-            "task",
-            "tracking",
-            "trust",
-        ),
-    ):
+    if part(module) in ABOVE:
         return
     known = {name.split(".")[0] for name in imports(module)}
     assert not known & {"hydra", "omegaconf"}, module

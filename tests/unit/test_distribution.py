@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import Cli
+from forked import serve
 from tables import BATCH, METHODS, Table
 from torch import Tensor, nn
 
@@ -41,7 +43,10 @@ def together(works: Works, folder: Path, count: int) -> dict[str, list[Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, (count, port, works, folder, sys.path), count)  # type: ignore[no-untyped-call]
+    serve(Cli(folder, folder).environment())
+    mp.start_processes(
+        _process, (count, port, works, folder, sys.path), count, start_method="forkserver"
+    )
     found = [pickle.loads((folder / f"{rank}").read_bytes()) for rank in range(count)]
     return {name: [one[name] for one in found] for name in works}
 
