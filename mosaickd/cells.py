@@ -96,6 +96,7 @@ class Cells(Callback):
     """Counts a sweep's cells before the first one, for whichever process runs them."""
 
     sweep: Sweep | None = None  # of the class, and of this process: instances are pickled
+    without: str | None = None  # the override that leaves the sweep without a cell
 
     def __init__(self) -> None:
         self.name = ""
@@ -106,6 +107,9 @@ class Cells(Callback):
         hydra = config.hydra
         self.name = hydra.runtime.choices.get("sweep") or Path(hydra.sweep.dir).name
         self.cells, self.varying = counted(hydra)
+        if self.cells == 0:  # Hydra turns an error of a callback's into a warning
+            Cells.without = ", ".join(self.varying)
+            return
         if not is_first():
             return
         many = "" if self.cells is None else f"{self.cells} cells, "
@@ -128,6 +132,12 @@ class Cells(Callback):
             say(f"{sweep.cell}  {sweep.label}  begins")
 
     @classmethod
+    def check_some(cls) -> None:
+        """Raise a UserError where a sweep had no cell: nothing was run, which nobody asks for."""
+        if cls.without is not None:
+            raise UserError(f"the sweep has no cells: {cls.without} stands for no value")
+
+    @classmethod
     def close(cls) -> None:
         """The sweep has ended, however: say what its cells came to."""
         board.close()
@@ -139,8 +149,8 @@ class Cells(Callback):
 
 
 def counted(hydra: DictConfig) -> tuple[int | None, list[str]]:
-    """How many cells the sweeper will launch, and the keys in which they differ; None and nothing
-    where only the sweeper knows."""
+    """How many cells the sweeper will launch, and the keys in which they differ; of none, the
+    overrides that leave it with none. None and nothing where only the sweeper knows."""
     if not hydra.sweeper._target_.endswith(".BasicSweeper"):
         return None, []
     try:
@@ -148,6 +158,9 @@ def counted(hydra: DictConfig) -> tuple[int | None, list[str]]:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         overrides = parser.parse_overrides([*params, *hydra.overrides.task])
         (cells,) = BasicSweeper.split_arguments(overrides, None)
+        if not cells:
+            sweeps = [o for o in overrides if o.is_sweep_override()]
+            return 0, [str(o.input_line) for o in sweeps if not [*o.sweep_string_iterator()]]
         last = {override.get_key_element(): override for override in overrides}
         return len(cells), [key for key, o in last.items() if o.is_sweep_override()]
     except Exception:  # Hydra will say what is wrong, in a moment

@@ -67,6 +67,7 @@ def run_command(main: Callable[[], Any]) -> None:
     try:
         try:
             main()
+            Cells.check_some()
         finally:
             Cells.close()
             SweepSummary.show()

@@ -90,6 +90,13 @@ def test_a_slip_in_the_override_itself_names_it(cli: Cli, no_torch: dict[str, st
     assert "dataset.classes=[0,1" in outcome.err
 
 
+def test_a_sweep_without_cells_is_no_success(cli: Cli, no_torch: dict[str, str]) -> None:
+    outcome = cli("-m", "experiment=quickstart", "method=glob(mosiac*)", code=1, env=no_torch)
+    assert outcome.err == (
+        "error: the sweep has no cells: method=glob(mosiac*) stands for no value\n"
+    )
+
+
 def test_methods_fit_into_the_quickstart(cli: Cli, no_torch: dict[str, str]) -> None:
     """A newcomer's second command."""
     for method in ("kd", "scratch"):

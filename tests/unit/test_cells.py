@@ -46,6 +46,11 @@ def test_as_many_as_hydra_launches(sweep: str, arguments: list[str], varying: se
     assert set(keys) == varying
 
 
+def test_what_leaves_a_sweep_without_cells_is_named() -> None:
+    for empty in ("method=glob(q*)", "seed=range(3,1)"):
+        assert counted(multirun("figure6", empty, "train.steps=5")) == (0, [empty])
+
+
 def test_what_only_a_sweeper_knows_is_left_to_it() -> None:
     other = multirun("figure6")
     with open_dict(other), read_write(other):
