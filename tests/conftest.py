@@ -26,6 +26,10 @@ PATIENCE = 120.0  # seconds that a tiny run never needs, however busy the machin
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two workers share the cores
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
+for number in (signal.SIGHUP, signal.SIGINT):  # under nohup, or in the background of a script
+    if signal.getsignal(number) == signal.SIG_IGN:  # which is inherited, as a handler is not
+        signal.signal(number, lambda *_: None)
+
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses at once: no network
 
 

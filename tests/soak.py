@@ -141,11 +141,6 @@ def die_at_an_operation() -> None:
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def hear_hangups() -> None:
-    """In the run's process: under nohup it would be deaf to SIGHUP, as it should."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def strike(forked: Forked, words: list[str], chance: random.Random, usual: float) -> str:
     """Start the command and do something to it. -> by what it was ended; "" if it ended itself."""
     kind = chance.choice(["SIGKILL at a random moment"] * 9 + ["SIGKILL at a file operation"] * 9
@@ -155,7 +150,7 @@ def strike(forked: Forked, words: list[str], chance: random.Random, usual: float
             *words, env={"DIE_AT": str(chance.randint(1, 60))}, before=die_at_an_operation
         )
     else:
-        run = forked.start(*words, before=hear_hangups)
+        run = forked.start(*words)
         run.process.join(chance.uniform(0, usual))
         number = getattr(signal, kind.split()[0])
         if run.process.is_alive():
