@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -108,7 +109,7 @@ class Cells(Callback):
         self.name = hydra.runtime.choices.get("sweep") or Path(hydra.sweep.dir).name
         self.cells, self.varying = counted(hydra)
         if self.cells == 0:  # Hydra turns an error of a callback's into a warning
-            Cells.without = ", ".join(self.varying)
+            Cells.without = ", ".join(without_value(hydra))
             return
         if not is_first():
             return
@@ -149,22 +150,30 @@ class Cells(Callback):
 
 
 def counted(hydra: DictConfig) -> tuple[int | None, list[str]]:
-    """How many cells the sweeper will launch, and the keys in which they differ; of none, the
-    overrides that leave it with none. None and nothing where only the sweeper knows."""
-    if not hydra.sweeper._target_.endswith(".BasicSweeper"):
-        return None, []
+    """How many cells the sweeper will launch, and the keys in which they differ; None and nothing
+    where only the sweeper knows."""
     try:
-        params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides([*params, *hydra.overrides.task])
+        overrides = _overrides(hydra)
         (cells,) = BasicSweeper.split_arguments(overrides, None)
-        if not cells:
-            sweeps = [o for o in overrides if o.is_sweep_override()]
-            return 0, [str(o.input_line) for o in sweeps if not [*o.sweep_string_iterator()]]
-        last = {override.get_key_element(): override for override in overrides}
-        return len(cells), [key for key, o in last.items() if o.is_sweep_override()]
     except Exception:  # Hydra will say what is wrong, in a moment
         return None, []
+    last = {override.get_key_element(): override for override in overrides}
+    return len(cells), [key for key, o in last.items() if o.is_sweep_override()]
+
+
+def without_value(hydra: DictConfig) -> list[str]:
+    """The overrides that leave a sweep without cells."""
+    sweeps = [override for override in _overrides(hydra) if override.is_sweep_override()]
+    return [str(sweep.input_line) for sweep in sweeps if not [*sweep.sweep_string_iterator()]]
+
+
+def _overrides(hydra: DictConfig) -> list[Override]:
+    """What Hydra's own sweeper makes cells of; a ValueError where another one does."""
+    if not hydra.sweeper._target_.endswith(".BasicSweeper"):
+        raise ValueError(hydra.sweeper._target_)
+    params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    return parser.parse_overrides([*params, *hydra.overrides.task])
 
 
 @contextmanager

@@ -100,7 +100,8 @@ class Fit:
             self.result["teacher_fingerprint"] = weights_digest(self.teacher)[:16]
             if self.cfg.ood_subset and "ood" in self.gallery.images:
                 self.gallery.choose_subset(self.teacher)
-        dealer = self.dealer()
+        streams = self.method.streams
+        dealer = Dealer(streams, self.gallery.loaders(streams, self.teacher, self.seed))
         log.info("%s: %d steps of %d images, on %s", self.heading, self.steps,
                  self.cfg.train.batch_size, self.result["device"])  # fmt: skip
         self.play(self.build_loop(game, dealer))
@@ -114,14 +115,14 @@ class Fit:
         )
         self.result["data_fingerprint"] = self.gallery.fingerprints()
         self.list_broken()
-        self.epoch = self.gallery.epoch_steps()
+        self.epoch_steps = self.gallery.epoch_steps()
 
     def length(self) -> tuple[int, bool]:
         """-> steps of this run, and whether its recipe has more."""
         cfg = self.cfg
         recipe: int | None = None
-        if cfg.train.epochs and self.epoch:
-            recipe = cfg.train.epochs * self.epoch
+        if cfg.train.epochs and self.epoch_steps:
+            recipe = cfg.train.epochs * self.epoch_steps
         steps: int | None = cfg.train.steps or recipe
         if steps is None:
             raise UserError(
@@ -158,25 +159,15 @@ class Fit:
         )
         return game
 
-    def dealer(self) -> Dealer:
-        streams = self.method.streams
-        return Dealer(streams, self.gallery.loaders(streams, self.teacher, self.seed))
-
     def build_loop(self, game: Game, dealer: Dealer) -> Loop:
-        """The run is under way from here on: its result.json and its tracker say so."""
+        """What plays the game, with all that watches it. The run is under way from here on."""
         cfg = self.cfg
         iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
         if cfg.train.cuda_graph:
             iterate = CapturedGame(game, dealer, self.parts.generators)
-        every = cfg.train.eval_every or self.epoch or self.steps
+        every = cfg.train.eval_every or self.epoch_steps or self.steps
         look = self.sample_grids()
-        about = tracking.tracked(cfg, self.folder, self.result, self.group)
-        tracker: Tracker = NoTracker(run=about)
-        if distribution.is_first():
-            check_owned(self.folder)  # to prepare may have taken long
-            self.result |= {"status": "running", "total_steps": self.steps}
-            keep_result(self.folder, self.result)
-            tracker = build(cfg.tracker, run=about)
+        tracker = self.begin()
         return Loop(
             game=game,
             dealer=dealer,
@@ -202,6 +193,17 @@ class Fit:
             on_best=self.save_best,
             iterate=iterate,
         )
+
+    def begin(self) -> Tracker:
+        """Say in result.json that the run is under way, and to its tracker."""
+        about = tracking.tracked(self.cfg, self.folder, self.result, self.group)
+        if not distribution.is_first():
+            return NoTracker(run=about)
+        check_owned(self.folder)  # to prepare may have taken long
+        self.result |= {"status": "running", "total_steps": self.steps}
+        keep_result(self.folder, self.result)
+        tracker: Tracker = build(self.cfg.tracker, run=about)
+        return tracker
 
     def play(self, loop: Loop) -> None:
         """To the end, or until something stops it; either way the result says how far."""

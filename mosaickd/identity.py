@@ -1,4 +1,5 @@
-"""Which runs are the same run: those whose settings compute the same."""
+"""Which runs are the same run: those whose settings compute the same. And which of them are
+their method's own recipe."""
 
 from __future__ import annotations
 

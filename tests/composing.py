@@ -24,9 +24,11 @@ def composing() -> Iterator[None]:
     """Inside, `asked`, `composed` and `check` work."""
     config.register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    HydraConfig.instance().cfg = None
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def asked(*overrides: str) -> DictConfig:

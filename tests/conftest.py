@@ -26,11 +26,20 @@ PATIENCE = 120.0  # seconds that a tiny run never needs, however busy the machin
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two workers share the cores
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
-for number in (signal.SIGHUP, signal.SIGINT):  # under nohup, or in the background of a script
-    if signal.getsignal(number) == signal.SIG_IGN:  # which is inherited, as a handler is not
-        signal.signal(number, lambda *_: None)
-
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses at once: no network
+
+
+def let_programs_hear() -> None:
+    """Under nohup, and in a script's background, SIGHUP and SIGINT are ignored, also by the
+    programs that are started: they inherit that. A handler that does nothing they don't."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        let_programs_hear()  # where tests run; a worker is a program of pytest's own
 
 
 def pytest_collection_finish() -> None:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 from conftest import PATIENCE, REPO, Cli, Outcome
 
 CONTEXT = multiprocessing.get_context("forkserver")
+SERVING = threading.Lock()  # our environment is the whole process's
 
 
 @dataclass
@@ -113,7 +115,7 @@ def finish(run: Running) -> str:
 def serve(environment: Mapping[str, str]) -> None:
     """Have the process that others are forked from; its environment is that of the first call."""
     path = os.pathsep.join([str(REPO), str(Path(__file__).parent)])
-    with in_place_of_ours({**environment, "PYTHONPATH": path}):
+    with SERVING, in_place_of_ours({**environment, "PYTHONPATH": path}):
         CONTEXT.set_forkserver_preload(["warm"])
         forkserver.ensure_running()
 

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # run as a program, not by pytes
 
 import numpy as np
 import yaml
-from conftest import Tiny
-from forked import Forked, Running
+from conftest import Tiny, let_programs_hear
+from forked import Forked, finish
 from PIL import Image
 from safetensors import safe_open
 
@@ -46,7 +46,6 @@ METHODS = ["cache", "scratch", "kd", "balanced", "fitnet", "rkd", "crd", "sskd",
 DATA_FREE = {"dafl", "zskt", "dfq", "deepinv"}
 CADENCE = ["train.eval_every=3", "train.checkpoint_every=1", "train.log_every=2"]
 MOST_KILLS = 12  # of one run, before it is let through
-PATIENCE = 120.0  # seconds that a run never needs
 
 #: Files that are not finished by their names, and those of locks.
 TEMPORARY = {".tmp", ".making"}
@@ -157,7 +156,7 @@ def strike(forked: Forked, words: list[str], chance: random.Random, usual: float
             os.kill(run.pid, number)
             if number != signal.SIGKILL and chance.random() < 0.5:  # asked twice
                 os.kill(run.pid, number)
-    outcome = run.wait(PATIENCE)
+    outcome = run.wait()
     if outcome.code == 0:
         return ""
     expected = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, 143, 129}
@@ -268,14 +267,8 @@ class Soak:
         for method in self.methods:
             forked = self.place(f"reference-{method}", method)
             began = time.monotonic()
-            self.finish(forked, command(method))
+            finish(forked.start(*command(method)))
             self.references[method] = products(forked.folder), time.monotonic() - began
-
-    def finish(self, forked: Forked, words: list[str]) -> None:
-        run: Running = forked.start(*words)
-        outcome = run.wait(PATIENCE)
-        assert outcome.code == 0, outcome.text
-        assert "Traceback" not in outcome.text, outcome.text
 
     def run(self, number: int, until: float, kills: int | None) -> None:
         """One run of one method, killed until it comes through."""
@@ -297,7 +290,7 @@ class Soak:
                         self.tally.kills[kind] += 1
                 if not kind:
                     break
-            self.finish(forked, words)
+            finish(forked.start(*words))
             inspect(forked.folder)
             left = list(forked.folder.rglob("*.tmp"))
             assert not left, f"left behind: {left}"
@@ -351,6 +344,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1, help="runs at a time")
     options = parser.parse_args()
+    let_programs_hear()
     root = Path(tempfile.mkdtemp(prefix="mosaickd-soak-"))
     print(f"seed {options.seed}, in {root}", flush=True)
     soak = Soak(root, options.methods, options.seed)

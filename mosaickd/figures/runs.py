@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mosaickd.errors import UserError
+from mosaickd.report.contents import read_json
+from mosaickd.report.finding import about_links
 from mosaickd.report.page.classes import per_class
 from mosaickd.report.results import Run, collect, last_step
-from mosaickd.report.run_files import read_json, state_of
+from mosaickd.report.run_files import state_of
 from mosaickd.report.table import one_a_seed
 from mosaickd.report.words import images, short, shown
 
@@ -41,6 +43,8 @@ def choose(folders: Sequence[Path], *, finished: bool = True) -> Chosen:
     chosen.notes += [f"left out: {shown(path)}: {problem}" for path, problem in found.problems]
     if found.runs or found.begun:
         chosen.notes += [f"no run below {shown(path)}" for path in found.empty]
+    if found.links:
+        chosen.notes.append(about_links(found.links))
     for run in found.runs:
         if finished and not run.finished:
             step = last_step(run.folder) if run.under_way else run.steps

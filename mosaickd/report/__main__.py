@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mosaickd.errors import UserError
 from mosaickd.programs import ending
+from mosaickd.report.finding import about_links
 from mosaickd.report.formats import FORMATS
 from mosaickd.report.results import collect
 from mosaickd.report.run_files import entries
@@ -99,6 +100,7 @@ def _report(arguments: argparse.Namespace) -> None:
     if not found.runs and not runs:
         _to_stderr([line for line in remarks(report) if not line.startswith("note:")])
         _to_stderr(unfinished_lines(report))
+        _to_stderr([f"note: {about_links(found.links)}"] if found.links else [])
         what = "no result.json that can be read" if found.problems else "no result.json"
         raise UserError(f"{what} below {', '.join(map(str, folders))}")
     if arguments.format:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from mosaickd import vocabulary
 from mosaickd.errors import UserError, printable
+from mosaickd.report.finding import check_folders, files_below, linked_folders
 
 #: What a result.json must have to be one of ours, and the types that each may have.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -33,8 +34,6 @@ ACCURACY: dict[str, tuple[type, ...]] = {
 LARGEST, LARGEST_METRICS = 2**22, 2**29
 #: No count of ours comes near; beyond it a float can't follow an int.
 LARGE = 2**53
-#: Of a run's folder: no runs of their own.
-INSIDE = {"checkpoints", "samples", "wandb", "teacher", ".hydra"}
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
          dict: "an object", list: "a list", type(None): "null"}  # fmt: skip
 
@@ -88,7 +87,12 @@ class Found:
     problems: list[tuple[Path, str]] = field(default_factory=list)
     begun: dict[Path, int] = field(default_factory=dict)  # no result.json yet -> last step seen
     empty: list[Path] = field(default_factory=list)  # folders without a result.json
-    links: list[Path] = field(default_factory=list)  # to folders elsewhere
+    roots: Sequence[Path] = ()
+
+    @cached_property
+    def links(self) -> list[Path]:
+        """To folders elsewhere: nobody looked into these."""
+        return linked_folders(self.roots)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -106,40 +110,6 @@ def find_results(root: Path) -> dict[Path, dict[str, Any]]:
         if result := read_result(path.parent):
             found[path.parent] = result
     return found
-
-
-def files_below(root: Path, name: str) -> Iterator[Path]:
-    """Files of that name, but not those of a teacher that a run trained for itself."""
-    for path in sorted(root.rglob(name)):
-        if path.exists() and not path.is_file():
-            continue  # a pipe would be waited for
-        *_, home, folder = ("", "", *path.parent.relative_to(root).parts)
-        if not (home == "teacher" and folder.endswith("-training")):
-            yield path
-
-
-def linked_folders(roots: Iterable[Path]) -> list[Path]:
-    """Links below the roots to folders elsewhere: nobody looks into these for runs."""
-    homes = [root.resolve() for root in roots]
-    found: dict[str, Path] = {}
-    for root in roots:
-        for place, folders, _ in os.walk(root):
-            folders[:] = sorted(name for name in folders if name not in INSIDE)
-            for link in (Path(place, name) for name in folders):
-                if link.is_symlink():
-                    target = os.path.realpath(link)
-                    if not any(Path(target).is_relative_to(home) for home in homes):
-                        found.setdefault(target, link)
-    return list(found.values())
-
-
-def about_links(links: Sequence[Path]) -> str:
-    """What to do about them."""
-    some = ", ".join(printable(str(link), 200) for link in links[:3])
-    if len(links) == 1:
-        return f"not looked into, as it is a link: {some}; name it as well, if its runs count"
-    some += f" and {len(links) - 3} more" if len(links) > 3 else ""
-    return f"not looked into, as they are links: {some}; name them as well, if their runs count"
 
 
 def load_result(path: Path) -> dict[str, Any]:
@@ -232,12 +202,10 @@ def to_run(folder: Path, result: dict[str, Any]) -> Run:
 
 def collect(roots: Sequence[Path]) -> Found:
     """All that lies below the folders, each file once; a UserError names a folder that isn't."""
-    found = Found()
+    check_folders(roots, "no result.json")
+    found = Found(roots=roots)
     seen: set[Path] = set()
     for root in roots:
-        if not root.is_dir():
-            what = "it is a file, not a folder" if root.exists() else "there is no such folder"
-            raise UserError(f"no result.json below {root}: {what}")
         paths = list(files_below(root, "result.json"))
         if not paths:
             found.empty.append(root)
@@ -255,7 +223,6 @@ def collect(roots: Sequence[Path]) -> Found:
             if not (path.parent / "result.json").exists() and path.resolve() not in seen:
                 seen.add(path.resolve())
                 found.begun[path.parent] = last_step(path.parent)
-    found.links = linked_folders(roots)
     return found
 
 
@@ -267,9 +234,9 @@ def metrics(folder: Path) -> Iterator[dict[str, Any]]:
     short."""
     path = folder / "metrics.jsonl"
     try:
-        if (
-            not path.is_file() or path.stat().st_size > LARGEST_METRICS
-        ):  # a pipe would be waited for
+        if not path.is_file():  # a pipe would be waited for
+            return
+        if path.stat().st_size > LARGEST_METRICS:
             return
         lines = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

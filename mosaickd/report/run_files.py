@@ -1,15 +1,8 @@
-"""What a run's folder tells beside its result.json: read in small amounts, and not believed.
-
-A folder may come from anywhere: a file that isn't a plain one, is too large, or is a link to
-something outside of the folder is as if it weren't there, or is named.
-"""
+"""What a run's folder tells beside its result.json: its command, and who is at work there."""
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import stat
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,10 +12,10 @@ from typing import Any
 
 from mosaickd.errors import UserError, printable
 from mosaickd.locks import OWNER, holder
-from mosaickd.report.results import Found, Run, files_below, load_result
+from mosaickd.report.contents import content
+from mosaickd.report.finding import files_below
+from mosaickd.report.results import Found, Run, load_result
 
-#: Bytes of a text that a page shows, and of a JSON file that it reads.
-TEXT, JSON = 2**17, 2**22
 #: Bytes of a command, and brackets in it: YAML is slow to read, above all what is nested.
 TYPED, NESTED = 2**15, 300
 #: Seconds without a sign of life after which a process of another machine is taken for dead: more
@@ -74,59 +67,6 @@ def entries(found: Found, roots: Iterable[Path]) -> list[Entry]:
     return [known[folder] for folder in sorted(known)]
 
 
-def content(folder: Path, name: str, size: int, *, end: bool = False) -> bytes | None:
-    """The first `size` bytes of a file of the folder, or the last; None where there is none.
-
-    A link that leads out of the folder is none: a page would show what nobody put there.
-    """
-    path = folder / name
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            return None
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError, RuntimeError):
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-                return None
-            if end:
-                file.seek(max(0, status.st_size - size))
-            return file.read(size)
-        except OSError:
-            return None
-
-
-def text(folder: Path, name: str) -> str:
-    """A text file, cut where it is longer than a page has room for; empty where there is none."""
-    found = content(folder, name, TEXT + 1) or b""
-    more = "\n[…]" if len(found) > TEXT else ""
-    return readable(found[:TEXT].decode(errors="replace")) + more
-
-
-def tail(folder: Path, name: str, lines: int = 40) -> str:
-    """The last lines of a text file."""
-    found = (content(folder, name, 2**14, end=True) or b"").decode(errors="replace")
-    return readable("\n".join(found.splitlines()[-lines:]))
-
-
-def readable(words: str) -> str:
-    """Without control characters; lines and indentation stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in words).strip("\n")
-
-
-def read_json(folder: Path, name: str) -> Any:
-    """None where there is no JSON of a sensible size."""
-    found = content(folder, name, JSON + 1)
-    if found is None or len(found) > JSON:
-        return None
-    try:
-        return json.loads(found)
-    except (ValueError, RecursionError):
-        return None
-
-
 def command(folder: Path) -> str | None:
     """What was typed, as far as it chose the run's settings."""
     import yaml
@@ -163,14 +103,6 @@ def state_of(run: Run) -> str:
 def under_way(folder: Path) -> str:
     """Of a run that had not ended when its files were written."""
     return "running" if alive(folder) else "killed"
-
-
-def written(path: Path) -> float | None:
-    """When a file was written last, in seconds since 1970."""
-    try:
-        return path.stat().st_mtime
-    except (OSError, ValueError):
-        return None
 
 
 def moment(seconds: float | None) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mosaickd.report.contents import content
 from mosaickd.report.page.series import CLASSES
-from mosaickd.report.run_files import content
 
 #: Bytes of a PNG, pixels of a picture, and pictures in a folder that are looked at.
 LARGEST, PIXELS, FILES = 2**25, 2**24, 100_000

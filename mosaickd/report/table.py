@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mosaickd.report.finding import about_links
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
-from mosaickd.report.results import Found, Run, about_links, last_step
+from mosaickd.report.results import Found, Run, last_step
 from mosaickd.report.run_files import under_way
 from mosaickd.report.words import describe, images, shown, times
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from mosaickd.errors import UserError
 from mosaickd.locks import HEARTBEAT
 from mosaickd.programs import ending
-from mosaickd.report.results import about_links, linked_folders
+from mosaickd.report.finding import about_links, check_folders, linked_folders
 from mosaickd.status.runs import survey
 from mosaickd.status.show import as_json, overview
 
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a run")
     arguments = parser.parse_args(argv)
     with ending():
+        check_folders(arguments.folders)
+        tell_of_links(arguments.folders)
         if arguments.watch is None:
             once(arguments.folders, arguments.json)
         else:
@@ -60,7 +62,6 @@ def interval(text: str) -> float:
 
 def once(folders: list[Path], as_lines: bool) -> None:
     rows = survey(folders, tell_to_wait)
-    tell_of_links(folders)
     if not rows:
         raise UserError(
             f"no run below {', '.join(map(str, folders))}: a run's folder has a run.log, a "
@@ -76,7 +77,6 @@ def once(folders: list[Path], as_lines: bool) -> None:
 def watch(folders: list[Path], as_lines: bool, seconds: float) -> None:
     """Again and again. Where nobody has begun a run yet, one may come."""
     out = console()
-    tell_of_links(folders)
     if as_lines or not out.is_terminal:
         while True:
             rows = survey(folders)

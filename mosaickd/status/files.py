@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mosaickd import vocabulary
 from mosaickd.errors import printable
-from mosaickd.locks import OWNER
-from mosaickd.report.results import INSIDE, LARGE
-from mosaickd.report.run_files import content
-
-METRICS, RESULT, LOG, CONFIG = "metrics.jsonl", "result.json", "run.log", ".hydra/config.yaml"
+from mosaickd.report.contents import content
+from mosaickd.report.finding import CONFIG, LOG, METRICS
+from mosaickd.report.results import LARGE
 
 #: Bytes at the end of metrics.jsonl, first; more where no evaluation is among them.
 TAIL, LONGEST_TAIL = 2**15, 2**22
 
 
-def run_folders(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
-    """(root, folder) of each run below the roots, once."""
-    seen: set[str] = set()
-    for root in roots:
-        for place, folders, names in os.walk(root):
-            folder = Path(place)
-            is_run = not {RESULT, METRICS, LOG, OWNER}.isdisjoint(names)
-            if is_run or (".hydra" in folders and (folder / CONFIG).exists()):
-                folders[:] = [name for name in folders if name not in INSIDE]
-                if (real := os.path.realpath(place)) not in seen:
-                    seen.add(real)
-                    yield root, folder
-            folders.sort()
-
-
-def end_of(folder: Path, name: str, size: int) -> bytes:
+def end_of(folder: Path, name: str, size: int, *, links: bool = False) -> bytes:
     """The last `size` bytes of a file of the folder, from the beginning of a line; else nothing."""
-    found = content(folder, name, size + 1, end=True) or b""
+    found = content(folder, name, size + 1, end=True, links=links) or b""
     return found if len(found) <= size else found.partition(b"\n")[2]
 
 
@@ -46,7 +28,7 @@ def last_metrics(folder: Path) -> list[dict[str, Any]]:
     near."""
     size = TAIL
     while True:
-        end = end_of(folder, METRICS, size)
+        end = end_of(folder, METRICS, size, links=True)
         lines = [*_records(end)]
         evaluated = any(percentage(line.get(vocabulary.TOP1)) is not None for line in lines)
         if evaluated or size >= LONGEST_TAIL or len(end) < size // 2:

@@ -16,19 +16,10 @@ from typing import Any
 from mosaickd import vocabulary
 from mosaickd.errors import UserError, printable
 from mosaickd.locks import HEARTBEAT, LEASE, Holder, holder
+from mosaickd.report.contents import written
+from mosaickd.report.finding import LOG, METRICS, RESULT, check_folders, run_folders
 from mosaickd.report.results import LARGE, Run, load_result, to_run
-from mosaickd.report.run_files import written
-from mosaickd.status.files import (
-    LOG,
-    METRICS,
-    RESULT,
-    config_of,
-    last_metrics,
-    logged_error,
-    number,
-    percentage,
-    run_folders,
-)
+from mosaickd.status.files import config_of, last_metrics, logged_error, number, percentage
 
 #: States, those that want attention first.
 STATES = (
@@ -41,9 +32,8 @@ STATES = (
     "finished",
 )
 
-#: What a result.json says of a run that has ended, and of one that is held, or was killed.
+#: What a result.json says of a run that has ended.
 ENDED = ("finished", "failed", "interrupted")
-UNDER_WAY = ("preparing", "running")
 
 #: Seconds of silence that are never too long, and those that are before a run has a pace.
 PATIENCE, PATIENCE_AT_START = 300.0, 1800.0
@@ -87,10 +77,7 @@ def survey(
     waiting: called before some seconds are spent looking for signs of life of so many processes
     of other machines.
     """
-    for root in roots:
-        if not root.is_dir():
-            what = "it is a file, not a folder" if root.exists() else "there is no such folder"
-            raise UserError(f"no run below {root}: {what}")
+    check_folders(roots)
     found = [*run_folders(roots)]
     holders = holders_of([folder for _, folder in found], waiting)
     rows = [row(root, folder, holders.get(folder)) for root, folder in found]
@@ -142,7 +129,7 @@ def row(root: Path, folder: Path, held: Holder | None) -> Row:
         if held is None and last_sign and time.time() - last_sign < BEGINNING:
             return replace(known, state="running", doing="beginning: it holds no folder yet")
         return replace(known, state="killed")
-    state = "killed" if result.status in UNDER_WAY else result.status
+    state = "killed" if result.under_way else result.status
     return replace(known, state=state, error=result.error if state == "failed" else None)
 
 

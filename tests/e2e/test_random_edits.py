@@ -405,10 +405,13 @@ def read(path: Path) -> str:
     return path.read_text(errors="replace")
 
 
+OTHERS = {"__pycache__", ".hypothesis"}  # folders that the tests themselves make
+
+
 def seen_from(folder: Path) -> set[str]:
     """What lies where a command could reach by mistake."""
     places = [REPO, REPO / "conf", REPO / "tests", folder, folder.parent]
-    return {str(path) for place in places for path in place.iterdir() if path.name != "__pycache__"}
+    return {str(path) for place in places for path in place.iterdir() if path.name not in OTHERS}
 
 
 def complaint(outcome: Outcome, arguments: list[str]) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -44,18 +43,14 @@ def together(works: Works, folder: Path, count: int) -> dict[str, list[Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve(Cli(folder, folder).environment())
-    mp.start_processes(
-        _process, (count, port, works, folder, sys.path), count, start_method="forkserver"
-    )
+    mp.start_processes(_process, (count, port, works, folder), count, start_method="forkserver")
     found = [pickle.loads((folder / f"{rank}").read_bytes()) for rank in range(count)]
     return {name: [one[name] for one in found] for name in works}
 
 
-def _process(rank: int, count: int, port: int, works: Works, folder: Path, path: list[str]) -> None:
-    sys.path[:] = path
+def _process(rank: int, count: int, port: int, works: Works, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    torch.set_num_threads(1)
     distribution.begin()
     found = {name: work() for name, work in works.items()}
     (folder / f"{rank}").write_bytes(pickle.dumps(found))

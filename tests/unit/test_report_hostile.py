@@ -133,9 +133,14 @@ def test_runs_behind_a_link_are_named_not_counted(tmp_path: Path) -> None:
     said = answered(outputs)
     assert "61.50" in said
     assert f"not looked into, as it is a link: {outputs / 'kd'}; name it" in said
-    both = answered(outputs, str(outputs / "kd"))
+    shutil.rmtree(outputs / "good")
+    assert "not looked into, as it is a link" in answered(outputs), "also where nothing else is"
+    write(outputs / "good", last=61.5)
+    both = answered(outputs, outputs / "kd")
     assert "52.00" in both, "the mean of both seeds"
     assert "not looked into" not in both
+    shutil.rmtree(outputs / "good")
+    assert "not looked into, as it is a link" in answered(outputs), "also where nothing else is"
 
 
 def test_what_is_no_file_and_what_is_too_large(tmp_path: Path) -> None:

@@ -392,6 +392,36 @@ def test_what_is_no_file_and_what_is_too_large(tmp_path: Path) -> None:
     assert "large: result.json: too large" in said(tmp_path)
 
 
+def test_runs_behind_a_link_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs, disk = tmp_path / "outputs", tmp_path / "disk"
+    write(outputs / "good")
+    for number in range(5):
+        (disk / f"kd{number}").mkdir(parents=True)
+        (outputs / f"kd{number}").symlink_to(disk / f"kd{number}")
+    (outputs / "good" / "wandb").symlink_to(disk)  # of a run's own
+    assert list(rows(outputs)) == ["good"]
+    some = ", ".join(str(outputs / f"kd{number}") for number in range(3))
+    expected = f"not looked into, as they are links: {some} and 2 more; name them as well"
+    assert expected in capsys.readouterr().err
+
+
+def test_numbers_are_read_through_links_and_texts_are_not(tmp_path: Path) -> None:
+    """git-annex and DVC put links in place of files."""
+    write(tmp_path / "runs" / "kd", status="running", steps=3, total_steps=10)
+    run, store = tmp_path / "runs" / "kd", tmp_path / "store"
+    store.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 7, "accuracy/top1": 12.5}\n')
+    for name in ("metrics.jsonl", "result.json"):
+        (run / name).replace(store / name)
+        (run / name).symlink_to(store / name)
+    (row,) = rows(tmp_path / "runs").values()
+    assert (row["step"], row["accuracy"]) == (7, 12.5)
+    (store / "secret").write_text("2026-01-01 00:00:00 ERROR do not tell\n")
+    (tmp_path / "runs" / "other").mkdir()
+    (tmp_path / "runs" / "other" / "run.log").symlink_to(store / "secret")
+    assert "do not tell" not in said(tmp_path / "runs")
+
+
 # ---------------------------------------------------------------------------------- the command
 
 

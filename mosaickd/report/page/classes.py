@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosaickd.errors import printable
+from mosaickd.report.contents import read_json
 from mosaickd.report.page.markup import escape, open_table
-from mosaickd.report.run_files import read_json
 from mosaickd.report.words import times
 
 #: Classes that a table lists, and from how many on it is folded.
@@ -52,7 +52,7 @@ def per_class(folder: Path) -> tuple[PerClass | None, str | None]:
         row = row if isinstance(row, dict) else {}
         name, images, right = row.get("class"), row.get("images"), row.get("right")
         if type(images) is not int or type(right) is not int or not 0 <= right <= images < 2**31:
-            problem = f"row {number + 1} has no two counts of images"
+            problem = f"in row {number + 1} there are no counts of right ones among images"
             return None, f"per_class.json can't be read: {problem}"
         names.append(printable(str(name), 60))
         if images:  # of a class without test images nothing was measured

@@ -11,12 +11,13 @@ from typing import Any
 from mosaickd import vocabulary
 from mosaickd.durations import duration
 from mosaickd.errors import printable
+from mosaickd.report.contents import tail, text, written
 from mosaickd.report.page import classes as by_class
 from mosaickd.report.page import run_curves
 from mosaickd.report.page.markup import escape, facts, figure, paragraph
 from mosaickd.report.page.pictures import Budget, Frames, Grid, frames
-from mosaickd.report.page.series import Measured, measured
-from mosaickd.report.run_files import Entry, command, moment, tail, text, written
+from mosaickd.report.page.series import NAMES, Measured, measured
+from mosaickd.report.run_files import Entry, command, moment
 from mosaickd.report.words import describe, percent, shown, times
 
 #: What each state is called, and what can be said about it.
@@ -247,13 +248,14 @@ class RunPage:
         teacher = self.run.teacher_accuracy if self.run else None
         drawn = run_curves.figures(self.numbers, teacher, self.room.points)
         lines = [self.heading("Curves", "curves")]
-        if not drawn:
+        if drawn:
+            lines += ["<div class=figures>", *drawn, "</div>"]
+        else:
             missing = "Nothing has been logged" + (" yet." if self.state == "running" else ".")
-            return [*lines, paragraph(missing)]
-        lines += ["<div class=figures>", *drawn, "</div>"]
+            lines.append(paragraph(missing))
         if more := self.numbers.left_out:
             lines.append(paragraph(f"{times(more, 'other metric')} in metrics.jsonl: a page has "
-                                   f"room for {len(self.numbers.points)}."))  # fmt: skip
+                                   f"room for {NAMES}."))  # fmt: skip
         return lines
 
     # ---------------------------------------------------------------------- classes, settings

@@ -10,12 +10,10 @@ from typing import Any
 
 from mosaickd import vocabulary
 from mosaickd.errors import printable
-from mosaickd.report.results import metrics
+from mosaickd.report.results import LARGEST_METRICS, metrics
 
 Points = list[tuple[int, float]]
 
-#: Bytes of a metrics.jsonl that is read; a line of ours has about one thousand.
-LARGEST = 2**29
 #: Of one run: names of metrics, and classes that a histogram counts.
 NAMES, CLASSES = 200, 10_000
 
@@ -45,7 +43,7 @@ def measured(folder: Path) -> Measured:
         if path.exists() and not path.is_file():
             found.problem = "metrics.jsonl is no file"
             return found
-        if path.exists() and path.stat().st_size > LARGEST:
+        if path.exists() and path.stat().st_size > LARGEST_METRICS:
             size = path.stat().st_size / 2**20
             found.problem = f"metrics.jsonl is too large to be drawn ({size:.0f} MiB)"
             return found
@@ -68,9 +66,9 @@ def measured(folder: Path) -> Measured:
                 continue
             if value is None:
                 continue
-            if name in by_name or len(by_name) < NAMES:
+            if name in by_name or name in vocabulary.METRICS or len(by_name) < NAMES:
                 by_name.setdefault(name, {})[step] = value  # what was logged again is newer
-            elif len(beyond) < CLASSES:
+            else:
                 beyond.add(name)
     found.left_out = len(beyond)
     found.points = {printable(name, 80): sorted(v.items()) for name, v in by_name.items()}
