@@ -6,6 +6,7 @@ at once, there are lines only, one at a cell's start and one at its end.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -31,6 +33,9 @@ from mosaickd.durations import duration
 from mosaickd.engine.interruption import Interrupted
 from mosaickd.engine.terminal import bar_width, board, is_first, say
 from mosaickd.errors import UserError, printable
+
+#: Of the environment: the name that the cells of a sweep have in common, in all their processes.
+SWEEP = "MOSAICKD_SWEEP"
 
 #: What a cell came to, as a line says it and as they are counted.
 ENDS = {
@@ -105,6 +110,7 @@ class Cells(Callback):
         self.varying: list[str] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        os.environ[SWEEP] = uuid4().hex
         hydra = config.hydra
         self.name = hydra.runtime.choices.get("sweep") or Path(hydra.sweep.dir).name
         self.cells, self.varying = counted(hydra)

@@ -28,6 +28,7 @@ from mosaickd.cells import Cells
 from mosaickd.config import CONF, SWEEPS, config_dirs, options
 from mosaickd.engine.interruption import Interrupted
 from mosaickd.errors import UserError, nearest, shortened
+from mosaickd.programs import hush, open_streams, unheard
 
 #: Groups, and the folder that each one's choices lie in.
 GROUPS = {
@@ -52,6 +53,7 @@ def run_command(main: Callable[[], Any]) -> None:
     """Call `main` (a hydra.main function) and end the process as this module's title says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
     logging.raiseExceptions = False  # a log that can't be written (a full disk) ends no run
+    open_streams()
     check_flags()
     for position, argument in enumerate(sys.argv[1:], 1):
         key, _, value = argument.partition("=")
@@ -69,8 +71,9 @@ def run_command(main: Callable[[], Any]) -> None:
             main()
             Cells.check_some()
         finally:
-            Cells.close()
-            SweepSummary.show()
+            with unheard():
+                Cells.close()
+                SweepSummary.show()
     except Interrupted as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
@@ -84,6 +87,8 @@ def run_command(main: Callable[[], Any]) -> None:
             raise
         said = " ".join(str(error).partition("\n---")[0].split())  # no traceback
         _fail(f"a process of the sweep ended early; the same command goes on. {said}", 1)
+    except BrokenPipeError:  # `--help | head`
+        hush()
     except OSError as error:
         _fail_to_write(error)
     except Exception as error:
@@ -91,8 +96,11 @@ def run_command(main: Callable[[], Any]) -> None:
             _fail_to_write(error.__cause__)
         if _in_a_run(error):
             raise
-        said = " ".join(f"{type(error).__name__} {error}".split())
-        _fail(f"Hydra can't carry out this command ({said})", 2)
+        if isinstance(error.__cause__, ImportError):  # logging loads classes, and torch with them
+            _fail(f"a package can't be loaded: {' '.join(str(error.__cause__).split())}", 1)
+        causes = filter(None, (error, error.__cause__))
+        said = ": ".join(f"{type(e).__name__} {e}".strip() for e in causes)
+        _fail(f"Hydra can't carry out this command ({' '.join(said.split())})", 2)
 
 
 def check_flags() -> None:
@@ -222,7 +230,9 @@ def _known_keys() -> Iterator[str]:
 
 
 def _fail_to_write(error: OSError) -> NoReturn:
-    where = f": {error.filename}" if error.filename else ""
+    if not error.filename:
+        _fail(f"{error.strerror or error}: what was to be printed, or a file without a name", 1)
+    where = f": {error.filename}"
     _fail(
         f"{error.strerror or error}{where}. If this is the run's folder, is it writable? "
         "hydra.run.dir=FOLDER chooses another",

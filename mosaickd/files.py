@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from mosaickd.errors import UserError
+
+#: Names of files that are being written: mkstemp's, and `_keep`'s.
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]+\.tmp", re.DOTALL)
 
 #: Which rights new files don't get. It can only be read by setting it, which no thread may see.
 UMASK = os.umask(0)
@@ -99,7 +103,8 @@ def user_cache() -> Path:
 
 
 def remove_temporaries(folder: Path, of: str = "") -> None:
-    """Remove what a killed `write_atomically` left below `folder`, or what it left in it of the
-    file of a name. Only whoever may write there may."""
-    for path in folder.glob(f".{of}*.tmp") if of else folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Remove what a killed `write_atomically` left in `folder`, of the file of a name or of all.
+    Only whoever may write there may."""
+    for path in folder.glob(f".{of}*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -66,10 +66,12 @@ class Fit:
         group: str | None,
         result: dict[str, Any],
         run: Callable[..., dict[str, Any]],
+        discard: Callable[[], None] | None = None,
     ) -> None:
         self.cfg = cfg
         self.run = run  # to train a teacher is a run of its own
         self.folder = folder
+        self.discard = discard  # the run that lies in the folder, as soon as this one can begin
         self.interruption = interruption
         self.group = group
         self.result = result
@@ -114,7 +116,8 @@ class Fit:
             self.cfg, device=self.device, autocast=self.autocast, check=self.interruption.check
         )
         self.result["data_fingerprint"] = self.gallery.fingerprints()
-        self.list_broken()
+        if self.discard is None:
+            self.list_broken()
         self.epoch_steps = self.gallery.epoch_steps()
 
     def length(self) -> tuple[int, bool]:
@@ -196,6 +199,10 @@ class Fit:
 
     def begin(self) -> Tracker:
         """Say in result.json that the run is under way, and to its tracker."""
+        if self.discard is not None:
+            distribution.first(self.discard)
+            self.discard = None
+            self.list_broken()
         about = tracking.tracked(self.cfg, self.folder, self.result, self.group)
         if not distribution.is_first():
             return NoTracker(run=about)
@@ -296,9 +303,11 @@ class Fit:
                 log.info("no teacher at %s, and this run is cut to %d steps: so is the teacher it "
                          "trains for itself; its numbers mean little", path, cut_short)  # fmt: skip
                 path = self.folder / "teacher" / path.name
+                if self.discard is not None:
+                    distribution.first(partial(teachers.remove, path))
 
             def train() -> Path:
-                folder = path.with_name(f"{path.stem}-training")
+                folder = teachers.training_folder(path)
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
                     with distribution.first_holds(partial(owned, folder)):
@@ -333,7 +342,14 @@ class Fit:
         assert self.teacher is not None
         images, _ = next(iter(self.gallery.test_batches))
         with torch.no_grad(), self.autocast(), eagerly():
-            seen = self.teacher(images[:100]).argmax(dim=1)
+            logits = self.teacher(images[:100])
+        if not torch.isfinite(logits).all():
+            raise UserError(
+                f"the teacher {self.cfg.teacher.name} predicts values that are not finite: of its "
+                "weights (the statistics of batch norms, too), dataset.mean and dataset.std, some "
+                "are wrong"
+            )
+        seen = logits.argmax(dim=1)
         domain = self.gallery.sources["dataset"]
         facts = (weights_digest(self.teacher), fingerprint(self.gallery.test), domain.mean,
                  domain.std, self.result["device"], torch.__version__, seen.tolist())  # fmt: skip

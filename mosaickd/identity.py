@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mosaickd.config import given_overrides, images_of, needs, plain
+from mosaickd.config import CONF, given_overrides, images_of, needs, options, plain
 
 #: Settings of `train` that say how a run is watched, not what it computes.
 WATCHING = {"eval_every", "checkpoint_every", "log_every", "check_every", "eval_batch_size"}
@@ -52,11 +52,27 @@ PLAIN_OVERRIDES = re.compile(
 )
 
 
-def variant() -> str | None:
+#: Groups whose choices are told apart by their names, and where ours lie.
+CHOSEN = {"method": "method", "dataset": "dataset", "ood": "dataset", "teacher": "model",
+          "student": "model"}  # fmt: skip
+
+
+def variant(cfg: DictConfig) -> str | None:
     """How the run's command departs from its method's recipe; None where it doesn't."""
     if not HydraConfig.initialized():
         return None
-    return ", ".join(sorted(o for o in given_overrides() if not PLAIN_OVERRIDES.match(o))) or None
+    given = {override.partition("=")[0]: override for override in given_overrides()}  # the last
+    departing = [o for o in given.values() if not PLAIN_OVERRIDES.match(o) or _poses(cfg, o)]
+    return ", ".join(sorted(departing)) or None
+
+
+def _poses(cfg: DictConfig, override: str) -> bool:
+    """Whether it chooses a file of the user's own that bears the name of one of ours."""
+    group, _, choice = override.partition("=")
+    if group not in CHOSEN:
+        return False
+    ours = options(CONF / CHOSEN[group])
+    return choice not in ours and (cfg[group] or {}).get("name") in ours
 
 
 def config_hash(chosen: dict[str, Any]) -> str:

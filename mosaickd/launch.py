@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +33,7 @@ from mosaickd.fit import Fit
 from mosaickd.identity import config_hash, differences, identity, variant
 from mosaickd.locks import InUse, Lost, owned
 from mosaickd.parallel import share_of_machine
+from mosaickd.programs import unheard
 from mosaickd.provenance import code_version
 from mosaickd.validation import validate
 
@@ -87,13 +88,19 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
             empty_frames(sys.exception())
             release_memory()
     if distribution.is_first() and not sweeping:  # a sweep ends with a table of all its cells
-        report.show_run(folder)
+        with unheard():
+            report.show_run(folder)
     return result
 
 
 def check(cfg: DictConfig) -> None:
     """Raise a UserError for what can't be meant, or can't be played by so many processes."""
     validate(cfg)
+    if HydraConfig.get().job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true would have relative paths (teachers_dir, the images' roots) "
+            "begin in the run's folder: leave it out"
+        )
     distribution.share_of(cfg.train.batch_size)
 
 
@@ -117,7 +124,7 @@ def run(
             f"the run's own checkpoints would lie among the teachers in {cfg.teachers_dir}: "
             "choose another hydra.run.dir=FOLDER or teachers_dir=FOLDER"
         )
-    before: dict[str, Any] = distribution.first(lambda: run_folder.enter(cfg, folder, chosen))
+    before, discards = distribution.first(lambda: run_folder.enter(cfg, folder, chosen))
     if before.get("status") == "finished":
         log.info("%s is finished: nothing to do (force=true runs it anew)", folder,
                  extra={"console": group is None})  # fmt: skip
@@ -135,7 +142,7 @@ def run(
         "teacher": cfg.teacher.name if "teacher" in parts else None,
         "student": cfg.student.name,
         "seed": cfg.seed,
-        "variant": variant(),
+        "variant": variant(cfg),
         # What an earlier session of this run came to stays true until this one gets further.
         "accuracy": before.get("accuracy", Progression().accuracy),
         "teacher_accuracy": before.get("teacher_accuracy"),
@@ -154,15 +161,22 @@ def run(
         "teacher_fingerprint": before.get("teacher_fingerprint"),
         "error": None,
     }
+    discard: Callable[[], None] | None = None
+    if discards:
+        log.info("force=true: the run in %s is discarded as soon as this one can begin", folder)
+        discard = partial(run_folder.discard, cfg, folder, chosen)
+    fit: Fit | None = None
     try:
         with explained(cfg, folder, result):
-            if distribution.is_first():  # for those who look at it from outside
+            if distribution.is_first() and not discards:  # for those who look from outside
                 run_folder.keep_result(folder, result | {"status": "preparing"})
-            Fit(cfg, folder, interruption, group, result, run).fit()
+            fit = Fit(cfg, folder, interruption, group, result, run, discard)
+            fit.fit()
         result["status"] = "finished"
     except Interrupted as stop:
         result |= {"status": "interrupted", "error": str(stop)}
-        log.info("%s at step %d; the same command goes on from there", stop, result["steps"])
+        same = "the same command, without force=true," if cfg.force else "the same command"
+        log.info("%s at step %d; %s goes on from there", stop, result["steps"], same)
         raise
     except Exception as error:
         result["error"] = f"{type(error).__name__}: {error}"
@@ -172,7 +186,8 @@ def run(
     finally:
         if result["status"] == "running":
             result["status"] = "failed"
-        if distribution.is_first() and not isinstance(sys.exception(), Lost):
+        another = discards and (fit is None or fit.discard is not None)  # run lies there still
+        if distribution.is_first() and not another and not isinstance(sys.exception(), Lost):
             run_folder.keep_result(folder, result)
     return result
 
@@ -211,6 +226,8 @@ def at_step(result: dict[str, Any]) -> str:
 def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     """A finished run of the data set's own scratch recipe becomes the teacher, if none is there."""
     if result["status"] != "finished" or cfg.method.name != "scratch":
+        return
+    if not distribution.first(lambda: run_folder.has_weights(folder)):
         return
     changes = differences(identity(scratch_config(cfg, cfg.student)), identity(cfg))
     path = teacher_path(cfg, "student")

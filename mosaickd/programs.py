@@ -11,23 +11,44 @@ from contextlib import contextmanager
 from mosaickd.errors import UserError
 
 
-@contextmanager
-def ending() -> Iterator[None]:
-    """Inside, errors end the program as its user should see it: 1 with a message, 130 after Ctrl-C.
-
-    Standard streams that are closed, or that can't show a character, end nothing.
-    """
+def open_streams() -> None:
+    """Standard streams that are closed, or that can't show a character, end nothing."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before the program began
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def hush() -> None:
+    """Nobody takes what is printed: nor does anyone miss the rest of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Inside is printed what a run came to. That nobody takes it (a reader that has left, a full
+    disk behind standard output) is no fault of the run's."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        hush()
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Inside, errors end the program as its user should see it: with 1 and a message; 130 after
+    Ctrl-C."""
+    open_streams()
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:  # of `| head`; nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush()
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -82,6 +83,19 @@ def install(run: Path, path: Path) -> None:
     }
     write_json(path.with_suffix(".json"), record)  # first: weights without a record say less
     write_atomically(path, lambda file: file.write(weights))
+
+
+def training_folder(path: Path) -> Path:
+    """Where the run that trains the teacher for `path` lies."""
+    return path.with_name(f"{path.stem}-training")
+
+
+def remove(path: Path) -> None:
+    """A teacher, its record, and the run that trained it."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    if training_folder(path).is_dir():
+        shutil.rmtree(training_folder(path))
 
 
 def load(teacher: nn.Module, path: Path) -> dict[str, Any]:

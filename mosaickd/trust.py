@@ -69,6 +69,9 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for key in OmegaConf.select(cfg, "hydra.sweeper.params") or []:
         if _key(str(key)).startswith(("hydra", "allow_targets")):
             raise UserError(f"hydra.sweeper.params can't list {key}: say it on the command line")
+    batch = OmegaConf.select(cfg, "hydra.sweeper.max_batch_size")
+    if isinstance(batch, int) and batch < 1:
+        raise UserError(f"hydra.sweeper.max_batch_size must be at least 1, got {batch}")
     for path, name in targets_in(_content(cfg, "hydra.callbacks"), "hydra.callbacks"):
         if name not in CALLBACKS:
             _check_allowed(path, name, "none of this project's callbacks", allowed)

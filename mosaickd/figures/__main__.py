@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw, print the files' paths; exit with 1 and a message where nothing can be drawn."""
     options = parser().parse_args(argv)
     with ending():
+        if getattr(options, "allow_targets", None):  # the user's own code may lie here
+            sys.path.append(os.getcwd())
         if options.name == "animation":
             _animate(options)
         else:

@@ -149,9 +149,13 @@ def mistakes(result: dict[str, Any]) -> Iterator[str]:
             yield f"{name} is {value}, which is no percentage"
         if value is None and name in numbers and result.get("status") == "finished":
             yield f"{name} is null, but the run is said to be finished"
-    for name in ("seed", "steps", "seconds"):
+    last, best = accuracy.get("last"), accuracy.get("best")
+    if _is_number(last) and _is_number(best) and best < last:
+        yield f"accuracy.best is {best}, and accuracy.last {last}"
+    for name in ("seed", "steps", "seconds", "total_steps"):
         value = result.get(name)
-        if _is_number(value) and not abs(value) < LARGE:
+        lowest = -LARGE if name == "seed" else -1
+        if _is_number(value) and not lowest < value < LARGE:
             yield f"{name} is {printable(str(value), 40)}"
 
 

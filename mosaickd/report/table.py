@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mosaickd.report.finding import about_links
+from mosaickd.report.mixed import mixed
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
 from mosaickd.report.results import Found, Run, last_step
 from mosaickd.report.run_files import under_way
@@ -153,7 +154,8 @@ def measured(
 
 
 def one_a_seed(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Of runs of the same cell and seed, the one with the most steps; and notes that say so."""
+    """Of runs of the same cell and seed, the one with the most steps; and notes that say so, and
+    which runs of a row are more than seeds apart."""
     by_cell: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
         cell = (run.method, run.variant, run.dataset, run.ood, run.ood_subset)
@@ -169,7 +171,7 @@ def one_a_seed(runs: list[Run]) -> tuple[list[Run], list[str]]:
                 f"{times(len(same), 'run')} of the same cell and seed: {shown(first.folder)} "
                 f"counts, which has {most} steps ({first.steps}), not {folders}"
             )
-    return kept, notes
+    return kept, notes + mixed(kept)
 
 
 # --------------------------------------------------------------------------------------- the paper

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Cli, Tiny, read_json
+from forked import Forked
 from safetensors.torch import load_file
 
 STEPS = ["train.steps=2", "hydra.run.dir=run"]
@@ -88,6 +90,81 @@ def test_force_removes_nothing_from_a_folder_that_is_no_run(cli: Cli, tiny: Tiny
         path.touch()
     cli(*tiny.mosaic(*STEPS, "force=true"))
     assert all(path.exists() for path in mine)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (["train.batch_size=1000"], "train.batch_size"),
+        (["teacher.checkpoint=typo.safetensors"], "typo.safetensors"),
+        (["teacher=wrn16_1", "teacher.checkpoint=run/student.safetensors"], "force=true would"),
+    ],
+)
+def test_force_discards_nothing_for_a_run_that_cannot_begin(
+    cli: Cli, tiny: Tiny, run: Path, mistake: list[str], said: str
+) -> None:
+    before = written(run)
+    assert said in cli(*tiny.mosaic(*STEPS, "force=true", *mistake), code=1).err
+    assert written(run) == before
+    assert "nothing to do" in cli(*tiny.mosaic(*STEPS)).out
+
+
+def test_a_job_that_is_queued_again_goes_on_also_with_force(forked: Forked, tiny: Tiny) -> None:
+    same = [*tiny.distil("kd", "train.steps=400", "train.checkpoint_every=2"), "force=true",
+            "hydra.run.dir=run"]  # fmt: skip
+    job = {"SLURM_JOB_ID": "17"}
+    run = forked.start(*same, env=job)
+    run.until((forked.folder / "run" / "checkpoints" / "last.pt").exists)
+    os.kill(run.pid, signal.SIGTERM)
+    assert "the same command, without force=true, goes on" in run.wait().out
+    told = {"resumed", "discarded"}
+    for env, goes_on in ((job | {"SLURM_RESTART_COUNT": "1"}, True), (job, False)):
+        run = forked.start(*same, env=env)
+        run.until(lambda out=run.out: told & {*out.read_text().split()})  # type: ignore[misc]
+        os.kill(run.pid, signal.SIGTERM)
+        assert ("resumed at step" in run.wait().out) == goes_on
+
+
+def test_cells_that_share_a_folder_do_not_take_its_place(cli: Cli, tiny: Tiny) -> None:
+    sweep = [*tiny.distil("kd", "train.steps=1", "train.batch_size=8,16"), "hydra.sweep.dir=mine"]
+    for more in ([], ["force=true"]):
+        outcome = cli("-m", *sweep, *more, code=1)
+        assert "holds another cell of this sweep (train.batch_size: 8 -> 16)" in outcome.text
+        assert "batch_size${train.batch_size}/seed${seed}" in outcome.text
+    named = "hydra.sweep.subdir=bs${train.batch_size}/seed${seed}"
+    cli("-m", *sweep, named, "force=true")
+    assert {path.parent.parent.name for path in cli.folder.glob("mine/*/*/result.json")} >= {
+        "bs8", "bs16",
+    }  # fmt: skip
+
+
+def test_lost_weights_are_written_again_from_the_checkpoint(
+    cli: Cli, tiny: Tiny, run: Path
+) -> None:
+    path = run / "student.safetensors"
+    before = path.read_bytes()
+    for lose in (path.unlink, lambda: path.write_bytes(b"")):
+        lose()
+        assert "written again" in cli(*tiny.mosaic(*STEPS)).out
+        assert path.read_bytes() == before
+    path.unlink()
+    for checkpoint in (run / "checkpoints").glob("*.pt"):
+        checkpoint.unlink()
+    outcome = cli(*tiny.mosaic(*STEPS))
+    assert "there is no checkpoint: force=true trains it anew" in outcome.out
+    assert not path.exists()
+
+
+def test_files_of_the_users_own_stay_below_a_run(cli: Cli, tiny: Tiny, run: Path) -> None:
+    mine = [run / "deep" / ".result.json.abcdefgh.tmp", run / ".draft.tmp"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    left = run / "checkpoints" / ".last.pt.abcd_efg.tmp"
+    left.touch()
+    cli(*tiny.mosaic(*STEPS))
+    assert all(path.exists() for path in mine)
+    assert not left.exists()
 
 
 def test_a_result_that_is_no_result_is_named(cli: Cli, tiny: Tiny, run: Path) -> None:

@@ -132,7 +132,7 @@ def swept(request: pytest.FixtureRequest) -> dict[str, list[Cell]]:
         jobs = cells(sweep)
         if request.param == "cross":
             jobs = [job for job in jobs if sum(a != b for a, b in zip(job, jobs[0])) < 2]  # noqa: B905
-        found[sweep] = [Cell(job, check(*job), variant()) for job in jobs]
+        found[sweep] = [Cell(job, cfg := check(*job), variant(cfg)) for job in jobs]
     return found
 
 
@@ -217,7 +217,7 @@ def result(cfg: DictConfig) -> Run:
             **{"ood": cfg.ood.name if images else None, "ood_subset": images and cfg.ood_subset},
             **{"teacher": cfg.teacher.name if "teacher" in needs(cfg) else None},
             **{"student": cfg.student.name},
-            **{"seed": cfg.seed, "variant": variant(), "steps": 1, "seconds": 1.0},
+            **{"seed": cfg.seed, "variant": variant(cfg), "steps": 1, "seconds": 1.0},
             **{"accuracy": {"last": 1.0, "best": 1.0}, "teacher_accuracy": None},
         },
     )  # fmt: skip

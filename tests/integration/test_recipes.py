@@ -270,7 +270,7 @@ def commanded(_composing: None) -> Callable[..., str | None]:
         with read_write(cfg.hydra):
             cfg.hydra.overrides.task = list(overrides)
         HydraConfig.instance().cfg = cfg
-        return variant()
+        return variant(cfg)
 
     return recorded
 

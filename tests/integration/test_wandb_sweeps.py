@@ -149,7 +149,7 @@ def test_an_agents_command_runs_a_cell_of_the_table(
     assert environment["WANDB_RUN_ID"] == "trial1"
     asked = check(*overrides(command))
     assert asked.tracker._target_.endswith("WandbTracker")
-    assert variant() is None, "the method's own recipe"
+    assert variant(asked) is None, "the method's own recipe"
     known = check(*cells(path.stem)[-1])
     assert identity(own(asked)) == identity(own(known))
     assert asked.hydra.sweep.dir == known.hydra.sweep.dir
