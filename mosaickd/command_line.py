@@ -96,9 +96,10 @@ def run_command(main: Callable[[], Any]) -> None:
             _fail_to_write(error.__cause__)
         if _in_a_run(error):
             raise
-        if isinstance(error.__cause__, ImportError):  # logging loads classes, and torch with them
-            _fail(f"a package can't be loaded: {' '.join(str(error.__cause__).split())}", 1)
-        causes = filter(None, (error, error.__cause__))
+        causes = [*_causes(error)]
+        for cause in causes:
+            if isinstance(cause, ImportError):  # logging loads classes, and torch with them
+                _fail(f"a package can't be loaded: {' '.join(str(cause).split())}", 1)
         said = ": ".join(f"{type(e).__name__} {e}".strip() for e in causes)
         _fail(f"Hydra can't carry out this command ({' '.join(said.split())})", 2)
 
@@ -118,6 +119,13 @@ def check_flags() -> None:
         )
     if flags.experimental_rerun is not None:
         _fail("--experimental-rerun runs pickled code; a run's .hydra/overrides.yaml repeats it", 2)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised for, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _in_a_run(error: BaseException) -> bool:

@@ -69,7 +69,7 @@ def variant(cfg: DictConfig) -> str | None:
 def _poses(cfg: DictConfig, override: str) -> bool:
     """Whether it chooses a file of the user's own that bears the name of one of ours."""
     group, _, choice = override.partition("=")
-    if group not in CHOSEN:
+    if group not in CHOSEN or choice == "null":
         return False
     ours = options(CONF / CHOSEN[group])
     return choice not in ours and (cfg[group] or {}).get("name") in ours

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mosaickd.errors import UserError
 
@@ -18,7 +18,8 @@ def open_streams() -> None:
         if stream is None:  # closed before the program began
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            with suppress(OSError):  # what was printed before can't be
+                stream.reconfigure(errors="replace")
 
 
 def hush() -> None:

@@ -149,9 +149,6 @@ def mistakes(result: dict[str, Any]) -> Iterator[str]:
             yield f"{name} is {value}, which is no percentage"
         if value is None and name in numbers and result.get("status") == "finished":
             yield f"{name} is null, but the run is said to be finished"
-    last, best = accuracy.get("last"), accuracy.get("best")
-    if _is_number(last) and _is_number(best) and best < last:
-        yield f"accuracy.best is {best}, and accuracy.last {last}"
     for name in ("seed", "steps", "seconds", "total_steps"):
         value = result.get(name)
         lowest = -LARGE if name == "seed" else -1

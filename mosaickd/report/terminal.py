@@ -26,10 +26,17 @@ from mosaickd.report.words import EVALUATIONS, describe, percent, plain, short, 
 SEED_COLUMNS = 6
 
 
+class Printer(Console):
+    """A console that leaves it to the program what becomes of it when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Where tables go. A pipe has no width of its own: don't fold what a script may read."""
-    own = Console(highlight=False)
-    return own if own.is_terminal else Console(highlight=False, width=200)
+    own = Printer(highlight=False)
+    return own if own.is_terminal else Printer(highlight=False, width=200)
 
 
 def show_run(folder: Path) -> None:

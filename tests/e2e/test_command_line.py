@@ -90,6 +90,26 @@ def test_a_slip_in_the_override_itself_names_it(cli: Cli, no_torch: dict[str, st
     assert "dataset.classes=[0,1" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["hydra.job.chdir=true"], 1, "hydra.job.chdir=true would have relative paths"),
+        (["-m", "seed=0,1", "hydra.sweeper.max_batch_size=0"], 1, "must be at least 1, got 0"),
+    ],
+)
+def test_settings_of_hydra_that_cannot_be_meant(
+    cli: Cli, arguments: list[str], code: int, said: str
+) -> None:
+    outcome = cli(*arguments, "experiment=quickstart", "tracker=none", code=code)
+    assert said in outcome.err
+
+
+def test_a_package_that_does_not_load_is_named(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: no such file')\n")
+    outcome = cli("experiment=quickstart", env={"PYTHONPATH": str(tmp_path)}, code=1)
+    assert "a package can't be loaded: libtorch.so: no such file" in outcome.err
+
+
 def test_a_sweep_without_cells_is_no_success(cli: Cli, no_torch: dict[str, str]) -> None:
     outcome = cli("-m", "experiment=quickstart", "method=glob(mosiac*)", code=1, env=no_torch)
     assert outcome.err == (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, Tiny, metrics, read_json
+from safetensors.torch import load_file, save_file
 
 RECIPE = "dataset.recipe={epochs: 2, batch_size: 48, lr: 0.05, weight_decay: 5e-4}"
 
@@ -106,3 +107,14 @@ def test_a_damaged_file_is_named(cli: Cli, tiny: Tiny, filed: Path) -> None:
     filed.write_bytes(content[: len(content) // 2])
     outcome = cli(*tiny.mosaic("train.steps=2", f"teacher.checkpoint={filed}"), code=1)
     assert str(filed) in outcome.err
+
+
+def test_a_teacher_that_predicts_nothing_finite_is_refused(cli: Cli, tiny: Tiny) -> None:
+    """Finite weights, and a variance that no batch has."""
+    assert tiny.teacher
+    weights = load_file(tiny.teacher)
+    name = next(name for name in weights if name.endswith("running_var"))
+    save_file(weights | {name: -weights[name] - 1}, cli.folder / "odd.safetensors")
+    odd = ["teacher.checkpoint=odd.safetensors", "hydra.run.dir=run", "train.steps=2"]
+    outcome = cli(*tiny.distil("kd", *odd), code=1)
+    assert "predicts values that are not finite" in outcome.err

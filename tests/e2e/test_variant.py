@@ -27,3 +27,12 @@ def test_how_it_is_computed_and_watched_makes_it_no_other(cli: Cli, tiny: Tiny) 
     cli(*home, *PLAIN)
     result = read_json(cli.folder / "run" / "result.json")
     assert (result["status"], result["steps"], result["variant"]) == ("finished", 3, None)
+
+
+def test_a_method_of_ones_own_by_the_name_of_ours_is_told_apart(cli: Cli, tiny: Tiny) -> None:
+    own = cli.folder / "conf" / "method"
+    own.mkdir(parents=True)
+    (own / "kd_mine.yaml").write_text("defaults: [kd, _self_]\nname: kd\ntemperature: 1.0\n")
+    home = tiny.experiment(cli.folder, "method=kd_mine", f"teacher.checkpoint={tiny.teacher}")
+    cli(*home, "train.steps=1", "hydra.run.dir=run", "seed=1")
+    assert "method=kd_mine" in read_json(cli.folder / "run" / "result.json")["variant"]

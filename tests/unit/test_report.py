@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from mosaickd import report
+from mosaickd.report.results import collect
 
 Made = dict[str, Any]
 
@@ -50,6 +52,33 @@ def test_seeds_stand_side_by_side_with_their_mean(tmp_path: Path) -> None:
     assert teacher[-4:] == ["75.83 %"] * 4
     assert student[0] == "student wrn16_1"
     assert student[-4:] == ["60.00 %", "61.00 %", "65.00 %", "62.00 ± 2.65 % (3)"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "made_of", "said"),
+    [
+        ({"method": {"temperature": 1.0}}, {}, "method.temperature is 5.0 there, 1.0 here"),
+        ({"train": {"steps": 3, "precision": "bf16"}, "ood": {"root": "elsewhere"}}, {}, None),
+        ({}, {"data_fingerprint": {"ood/train": "b"}}, "other images"),
+        ({}, {"teacher_fingerprint": "other"}, "another teacher"),
+    ],
+)
+def test_runs_of_a_row_that_are_more_than_seeds_apart_are_named(
+    tmp_path: Path, settings: Made, made_of: Made, said: str | None
+) -> None:
+    usual = {"method": {"temperature": 5.0}, "train": {"steps": 3, "precision": "fp32"},
+             "ood": {"root": "here"}}  # fmt: skip
+    fingerprints = {"data_fingerprint": {"ood/train": "a"}, "teacher_fingerprint": "usual"}
+    write(tmp_path / "seed0", seed=0, **fingerprints)
+    write(tmp_path / "seed1", seed=1, **fingerprints | made_of)
+    for seed, own in ((0, usual), (1, usual | settings)):
+        (tmp_path / f"seed{seed}" / "config.json").write_text(json.dumps(own | {"seed": seed}))
+    table = report.sweep_table(tmp_path)
+    if said is None:
+        assert "another seed" not in str(table.caption or "")
+    else:
+        assert "seed1 stands in one row with" in str(table.caption)
+        assert f"has more than another seed: {said}" in str(table.caption)
 
 
 def test_the_last_evaluation_is_compared_not_the_best(tmp_path: Path) -> None:
@@ -237,3 +266,34 @@ def test_the_command(tmp_path: Path) -> None:
     assert nothing.returncode == 1
     assert "no result.json below" in nothing.stderr
     assert "Traceback" not in nothing.stderr
+
+
+def test_packages_that_lie_beside_results_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """A folder of results that somebody has sent, looked at from inside of it."""
+    write(tmp_path / "runs" / "run")
+    for name in ("rich", "filelock", "matplotlib", "yaml", "numpy"):
+        code = f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n"
+        (tmp_path / "runs" / f"{name}.py").write_text(code)
+    path = str(Path(report.__file__).parent.parent.parent)
+    for program in ("report", "status"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"mosaickd.{program}", "run"], cwd=tmp_path / "runs",
+            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "run" in done.stdout
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": -5}, "steps is -5"),
+        ({"seconds": -3.0}, "seconds is -3.0"),
+        ({"total_steps": -1}, "total_steps is -1"),
+    ],
+)
+def test_numbers_that_no_run_has_are_refused(tmp_path: Path, changes: Made, said: str) -> None:
+    write(tmp_path / "run", **changes)
+    ((_, problem),) = collect([tmp_path]).problems
+    assert said in problem
