@@ -166,6 +166,10 @@ def run(
         log.info("force=true: the run in %s is discarded as soon as this one can begin", folder)
         discard = partial(run_folder.discard, cfg, folder, chosen)
     fit: Fit | None = None
+
+    def another_lies_there() -> bool:
+        return discards and (fit is None or fit.discard is not None)
+
     try:
         with explained(cfg, folder, result):
             if distribution.is_first() and not discards:  # for those who look from outside
@@ -175,8 +179,11 @@ def run(
         result["status"] = "finished"
     except Interrupted as stop:
         result |= {"status": "interrupted", "error": str(stop)}
-        same = "the same command, without force=true," if cfg.force else "the same command"
-        log.info("%s at step %d; %s goes on from there", stop, result["steps"], same)
+        if another_lies_there():
+            log.info("%s before it began: nothing was discarded", stop)
+        else:
+            same = "the same command, without force=true," if cfg.force else "the same command"
+            log.info("%s at step %d; %s goes on from there", stop, result["steps"], same)
         raise
     except Exception as error:
         result["error"] = f"{type(error).__name__}: {error}"
@@ -186,8 +193,8 @@ def run(
     finally:
         if result["status"] == "running":
             result["status"] = "failed"
-        another = discards and (fit is None or fit.discard is not None)  # run lies there still
-        if distribution.is_first() and not another and not isinstance(sys.exception(), Lost):
+        lost = isinstance(sys.exception(), Lost)
+        if distribution.is_first() and not lost and not another_lies_there():
             run_folder.keep_result(folder, result)
     return result
 

@@ -137,8 +137,10 @@ def this_command() -> dict[str, str | None]:
 
 def begun_by_this_command(folder: Path) -> bool:
     """Whether a cell of the same sweep, or this job before it was queued again, began the run."""
-    before, now = read_json(folder / BEGUN_BY), this_command()
-    if not isinstance(before, dict):
+    now = this_command()
+    try:
+        before = read_object(folder / BEGUN_BY)
+    except UserError:  # damaged: nobody's
         return False
     again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     same = {name for name in now if now[name] and now[name] == before.get(name)}
