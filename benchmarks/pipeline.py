@@ -27,7 +27,7 @@ from benchmarks.harness import choose, compose_config, finish, number, parse, pa
 from benchmarks.reference_loader import ReferenceLoaders
 from benchmarks.runs import RUN, Runs, temporary_runs
 from benchmarks.subject import Ours, now, random_images, resident_loader
-from mosaickd.command_line import run_command
+from mosaickd.command_line import end_as_told
 from mosaickd.data.loader import TestBatches
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.checkpoint import CheckpointWriter, save_checkpoint
@@ -257,4 +257,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    end_as_told(main)

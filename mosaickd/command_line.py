@@ -50,7 +50,7 @@ LOST = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "Fa
 
 
 def run_command(main: Callable[[], Any]) -> None:
-    """Call `main` (a hydra.main function) and end the process as this module's title says."""
+    """Call `main`, a hydra.main function, once the command line has been looked at."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
     logging.raiseExceptions = False  # a log that can't be written (a full disk) ends no run
     open_streams()
@@ -66,6 +66,11 @@ def run_command(main: Callable[[], Any]) -> None:
             sys.argv[position] = f"~{key}"  # how Hydra wants it said
         elif key in GROUPS and "null" in value.split(","):
             _fail(f"{argument}: null is no choice among others; give it alone", 2)
+    end_as_told(main)
+
+
+def end_as_told(main: Callable[[], Any]) -> None:
+    """Call `main` and end the process as this module's title says."""
     try:
         try:
             main()

@@ -36,7 +36,8 @@ def watched(started: Started, home: Path, cells: int) -> dict[int, Use]:
     """What the process held when so many cells were done."""
     seen: dict[int, Use] = {}
     while started.process.poll() is None:
-        done = len(list(home.glob("*/result.json")))
+        states = [read_json(path)["status"] for path in home.glob("*/result.json")]
+        done = sum(state in ("finished", "failed") for state in states)
         if done and done not in seen and done < cells:  # after the last, it may end at any moment
             seen[done] = use_of(started.process.pid)
         time.sleep(0.02)
