@@ -92,15 +92,20 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> Entered:
 
 def discard(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> None:
     """Remove what an earlier run has left, and begin there."""
+    clear(folder)
+    write_json(folder / BEGUN_BY, this_command())
+    write_json(folder / "config.json", chosen)
+    keep_config(cfg, folder / HYDRA)
+
+
+def clear(folder: Path) -> None:
+    """Remove a run's products."""
     for name in PRODUCTS:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    write_json(folder / BEGUN_BY, this_command())
-    write_json(folder / "config.json", chosen)
-    keep_config(cfg, folder / HYDRA)
 
 
 def check_nothing_needed(cfg: DictConfig, folder: Path) -> None:
