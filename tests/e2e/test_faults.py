@@ -55,6 +55,7 @@ def test_signals_stop_in_order(forked: Forked, tiny: Tiny, number: int, code: in
     assert read_json(folder / "result.json")["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_loses_little(
     forked: Forked, tiny: Tiny, untroubled: Path
 ) -> None:
@@ -173,7 +174,10 @@ def test_a_disk_with_little_room_from_the_start(
     assert student(folder) == student(untroubled)
 
 
-@pytest.mark.parametrize("what", ["run", "teachers_dir", "ood.root"])
+@pytest.mark.parametrize(
+    "what",
+    ["run", *(pytest.param(what, marks=pytest.mark.slow) for what in ("teachers_dir", "ood.root"))],
+)
 def test_a_disk_that_is_full_from_the_start(
     forked: Forked, tiny: Tiny, small_disk: Path, what: str
 ) -> None:
@@ -250,6 +254,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
     assert student(folder) == student(untroubled)
 
 
+@pytest.mark.slow
 def test_two_damaged_checkpoints_are_named_and_kept(
     forked: Forked, stopped: tuple[Path, list[str]]
 ) -> None:

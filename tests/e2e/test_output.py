@@ -47,9 +47,14 @@ def of_few_letters() -> None:
     sys.stdout.reconfigure(encoding="ascii", errors="strict")  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "output", [closed, closed_with_errors, without_a_reader, full, of_few_letters]
-)
+SLOW = pytest.mark.slow
+ODD = [
+    *(closed, without_a_reader, of_few_letters),
+    *(pytest.param(output, marks=SLOW) for output in (closed_with_errors, full)),
+]
+
+
+@pytest.mark.parametrize("output", ODD)
 def test_a_run_ends_well(forked: Forked, tiny: Tiny, output: Callable[[], None]) -> None:
     arguments = [*tiny.distil("kd", "train.steps=1"), "hydra.run.dir='é'"]
     outcome = forked.start(*arguments, before=output).wait()
@@ -59,7 +64,9 @@ def test_a_run_ends_well(forked: Forked, tiny: Tiny, output: Callable[[], None])
     assert read_json(forked.folder / "é" / "result.json")["status"] == "finished"
 
 
-@pytest.mark.parametrize("output", [closed, without_a_reader, full])
+@pytest.mark.parametrize(
+    "output", [without_a_reader, *(pytest.param(output, marks=SLOW) for output in (closed, full))]
+)
 def test_so_does_a_sweep(forked: Forked, tiny: Tiny, output: Callable[[], None]) -> None:
     arguments = [*tiny.distil("kd", "train.steps=1", "seed=0,1"), "hydra.sweep.dir=mine"]
     outcome = forked.start("-m", *arguments, before=output).wait()

@@ -97,6 +97,7 @@ def no_wandb(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 def test_no_tracker_needs_no_wandb(cli: Cli, tiny: Tiny, no_wandb: dict[str, str]) -> None:
     cli(*tiny.scratch("train.steps=2", "hydra.run.dir=run"), env=no_wandb)
     assert read_json(cli.folder / "run" / "result.json")["status"] == "finished"
