@@ -85,8 +85,7 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> Entered:
     else:
         before = {}  # nothing to go on from: only its error is left
         write_json(folder / BEGUN_BY, this_command())
-    write_json(folder / "config.json", chosen)
-    keep_config(cfg, folder / HYDRA)
+    keep_settings(cfg, folder, chosen)
     return Entered(before)
 
 
@@ -94,8 +93,7 @@ def discard(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> None:
     """Remove what an earlier run has left, and begin there."""
     clear(folder)
     write_json(folder / BEGUN_BY, this_command())
-    write_json(folder / "config.json", chosen)
-    keep_config(cfg, folder / HYDRA)
+    keep_settings(cfg, folder, chosen)
 
 
 def clear(folder: Path) -> None:
@@ -174,15 +172,17 @@ def read_object(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def keep_config(cfg: DictConfig, folder: Path) -> None:
-    """What Hydra would have written, but only once the run is accepted in its folder."""
+def keep_settings(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> None:
+    """The run's identity, and what Hydra would have written; but only once the run is accepted in
+    its folder."""
+    write_json(folder / "config.json", chosen)
     files: dict[str, Any] = {"config.yaml": cfg}
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         files |= {"overrides.yaml": hydra.overrides.task, "hydra.yaml": {"hydra": hydra}}
     for name, content in files.items():
         text = OmegaConf.to_yaml(content).encode()
-        write_atomically(folder / name, partial(_write, text))
+        write_atomically(folder / HYDRA / name, partial(_write, text))
 
 
 def _write(content: bytes, file: IO[bytes]) -> None:

@@ -24,12 +24,12 @@ def mixed(runs: Sequence[Run]) -> list[str]:
     """A note for each run that differs from the first one of its row in more than the seed."""
     rows: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        key = (run.method, run.variant, run.dataset, run.ood, run.ood_subset)
-        rows.setdefault((*key, run.teacher, run.student), []).append(run)
+        rows.setdefault(run.row, []).append(run)
     notes = []
     for first, *others in rows.values():
+        known = said_of(first) if others else ({}, {})
         for run in others:
-            if different := [*differences(first, run)]:
+            if different := [*differences(known, said_of(run))]:
                 notes.append(
                     f"{shown(run.folder)} stands in one row with {shown(first.folder)}, and has "
                     f"more than another seed: {'; '.join(different[:3])}"
@@ -38,18 +38,27 @@ def mixed(runs: Sequence[Run]) -> list[str]:
     return notes[:NAMED] + ([f"and {more} more such runs"] if more > 0 else [])
 
 
-def differences(one: Run, other: Run) -> Iterator[str]:
+#: What decides what a run computes, by name; and what its result.json says.
+Said = tuple[dict[str, Any], dict[str, Any]]
+
+
+def said_of(run: Run) -> Said:
+    """Each empty where it can't be read."""
+    result = read_json(run.folder, "result.json")
+    return settings(run), result if isinstance(result, dict) else {}
+
+
+def differences(one: Said, other: Said) -> Iterator[str]:
     """What is known of both, and differs."""
-    theirs = settings(one), settings(other)
-    if all(theirs):
-        for name in sorted(theirs[0].keys() | theirs[1].keys()):
-            values = [own.get(name) for own in theirs]
-            if values[0] != values[1]:
-                yield printable(f"{name} is {values[0]} there, {values[1]} here", 160)
-    results = [read_json(run.folder, "result.json") for run in (one, other)]
+    (there, result), (here, another) = one, other
+    if there and here:
+        for name in sorted(there.keys() | here.keys()):
+            before, now = there.get(name), here.get(name)
+            if before != now:
+                yield printable(f"{name} is {before} there, {now} here", 160)
     for name, words in MADE_OF.items():
-        said = [result.get(name) if isinstance(result, dict) else None for result in results]
-        if all(said) and said[0] != said[1]:
+        before, now = result.get(name), another.get(name)
+        if before and now and before != now:
             yield words
 
 

@@ -64,6 +64,12 @@ class Run:
     total_steps: int | None = None  # older versions didn't say
 
     @property
+    def row(self) -> tuple[object, ...]:
+        """What runs have in common that differ by seed only: those of one row of a table."""
+        cell = (self.method, self.variant, self.dataset, self.ood, self.ood_subset)
+        return (*cell, self.teacher, self.student)
+
+    @property
     def under_way(self) -> bool:
         """Until it ends; or what a kill has left."""
         return self.status in ("preparing", "running")

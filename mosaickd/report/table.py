@@ -158,8 +158,7 @@ def one_a_seed(runs: list[Run]) -> tuple[list[Run], list[str]]:
     which runs of a row are more than seeds apart."""
     by_cell: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        cell = (run.method, run.variant, run.dataset, run.ood, run.ood_subset)
-        by_cell.setdefault((*cell, run.teacher, run.student, run.seed), []).append(run)
+        by_cell.setdefault((*run.row, run.seed), []).append(run)
     kept, notes = [], []
     for same in by_cell.values():
         first, *others = sorted(same, key=lambda run: -run.steps)  # of equals, the one found first
@@ -261,8 +260,7 @@ def plain_rows(runs: Sequence[Run], evaluation: str) -> list[PlainRow]:
     teachers = {run.teacher for run in runs} - {None}
     cells: dict[tuple[object, ...], list[Run]] = {}
     for run in ranked:
-        key = (run.method, run.variant, run.dataset, run.ood, run.ood_subset)
-        cells.setdefault((*key, run.teacher, run.student), []).append(run)
+        cells.setdefault(run.row, []).append(run)
     students = []
     for same in cells.values():
         by_seed: dict[int, float | None] = {}
