@@ -2,8 +2,8 @@
 
 import hydra
 
-from mosaickd.command_line import run_command
-from mosaickd.config import CONF
+from mosaickd.cli import run_command
+from mosaickd.config.schema import CONF
 from mosaickd.task import task
 
 main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)

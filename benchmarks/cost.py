@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.harness import compose_config, finish, parse, parser
 from benchmarks.roofline import Work, work_of
 from benchmarks.subject import Ours, random_images
-from mosaickd.command_line import end_as_told
+from mosaickd.cli import main_guard
 
 
 def work(cfg: DictConfig, classes: int, peak: float, bandwidth: float) -> Work:
@@ -69,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end_as_told(main)
+    main_guard(main)

@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.table import Table
 
-from mosaickd.config import CONF, register
+from mosaickd.config.schema import CONF, register
+from mosaickd.config.validation import validate
 from mosaickd.engine.device import choose_device, describe
 from mosaickd.errors import UserError
 from mosaickd.launch import versions
 from mosaickd.report import console
-from mosaickd.validation import validate
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ from benchmarks.harness import choose, compose_config, finish, number, parse, pa
 from benchmarks.reference_loader import ReferenceLoaders
 from benchmarks.runs import RUN, Runs, temporary_runs
 from benchmarks.subject import Ours, now, random_images, resident_loader
-from mosaickd.command_line import end_as_told
+from mosaickd.cli import main_guard
 from mosaickd.data.loader import TestBatches
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.checkpoint import CheckpointWriter, save_checkpoint
@@ -82,9 +82,14 @@ def time_loader(
     draws = sum(stream.draws for stream in ours.method.streams.values())
     if not draws:
         return
-    dealer = ours.dealer
-    report.add("loader: an iteration's draw", median_of(dealer.draw, device, arguments.iterations))
-    seconds = median_of(lambda: dealer.deal(dealer.draw()), device, arguments.iterations)
+    sampler = ours.sampler
+    report.add(
+        "loader: an iteration's draw",
+        median_of(sampler.sample_indices, device, arguments.iterations),
+    )
+    seconds = median_of(
+        lambda: sampler.make_batch(sampler.sample_indices()), device, arguments.iterations
+    )
     report.add("loader: an iteration's images", seconds, draws * size)
     if arguments.reference_style:
         time_reference_loader(cfg, arguments, images, ours, report)
@@ -176,8 +181,8 @@ def time_checkpoint(
                 start = now(ours.device)
                 state = {
                     "game": ours.game.state_dict(),
-                    "loaders": ours.dealer.state_dict(),
-                    "stateful": {k: v.state_dict() for k, v in ours.parts.stateful.items()},
+                    "loaders": ours.sampler.state_dict(),
+                    "stateful": {k: v.state_dict() for k, v in ours.parts.shared_rng.items()},
                 }
                 wait = write(path, state)
                 held.append(now(ours.device) - start)
@@ -257,4 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end_as_told(main)
+    main_guard(main)

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import choose, compose_config, finish, parse, parser
 from benchmarks.subject import MODES, Ours, now, random_images, release
-from mosaickd.command_line import end_as_told
+from mosaickd.cli import main_guard
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.device import choose_device
 from mosaickd.report import console
@@ -108,4 +108,4 @@ def top_of(row: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    end_as_told(main)
+    main_guard(main)

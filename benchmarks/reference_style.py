@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mosaickd.errors import UserError
-from mosaickd.losses import class_balance, kl_divergence, label_alignment, patches_judged
+from mosaickd.losses import class_balance, kl_divergence, label_alignment, patch_gan_loss
 from mosaickd.methods.kd import KD
 from mosaickd.methods.mosaic import MosaicKD
 
@@ -82,14 +82,14 @@ def _mosaic(game: MosaicKD, optimizer: torch.optim.Optimizer) -> Callable[[Next]
     def iterate(following: Next) -> None:
         real = following("real")
         fakes = game.generate()
-        on_fakes = patches_judged(game.discriminator(fakes.detach()), authentic=False)
-        on_reals = patches_judged(game.discriminator(real), authentic=True)
+        on_fakes = patch_gan_loss(game.discriminator(fakes.detach()), authentic=False)
+        on_reals = patch_gan_loss(game.discriminator(real), authentic=True)
         _step(discriminator, game.local * (on_fakes + on_reals) / 2)
 
         teacher, student = game.teacher(fakes), game.student(fakes)
         loss = -game.adv * kl_divergence(student, teacher)
         loss = loss + game.align * label_alignment(teacher)
-        loss = loss + game.local * patches_judged(game.discriminator(fakes), authentic=True)
+        loss = loss + game.local * patch_gan_loss(game.discriminator(fakes), authentic=True)
         _step(generator, loss + game.balance * class_balance(teacher))
 
         for _ in range(game.student_steps):

@@ -26,10 +26,10 @@ from rich.table import Table
 from benchmarks.harness import compose_config, finish, number, parse, parser
 from benchmarks.runs import RUN, Runs, metrics_of, temporary_runs
 from benchmarks.subject import Ours, random_images
-from mosaickd.command_line import end_as_told
+from mosaickd.cli import main_guard
 from mosaickd.engine.device import choose_device, describe
 from mosaickd.errors import UserError
-from mosaickd.vocabulary import SECONDS_PER_STEP
+from mosaickd.metric_names import SECONDS_PER_STEP
 
 
 def time_run(
@@ -167,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end_as_told(main)
+    main_guard(main)

@@ -34,12 +34,12 @@ def main(overrides: list[str]) -> dict[str, float]:
 
     from benchmarks.harness import compose_config
     from mosaickd.build import build_players
-    from mosaickd.engine.dealer import Dealer
-    from mosaickd.engine.game import Game
+    from mosaickd.components import Parts
+    from mosaickd.engine.batch_sampler import BatchSampler
     from mosaickd.engine.interruption import Interruption
+    from mosaickd.engine.trainer import Trainer
     from mosaickd.fit import Fit
-    from mosaickd.gallery import Gallery
-    from mosaickd.parts import Parts
+    from mosaickd.load_data import Gallery
 
     cfg = timed("config", lambda: compose_config(overrides))
     nowhere = Path("nowhere")  # nothing is written
@@ -50,7 +50,7 @@ def main(overrides: list[str]) -> dict[str, float]:
     )
     fit.gallery = gallery
 
-    def networks() -> Game:
+    def networks() -> Trainer:
         fit.parts = Parts(
             cfg,
             device=fit.device,
@@ -63,16 +63,16 @@ def main(overrides: list[str]) -> dict[str, float]:
             fit.parts.teacher,
             fit.parts.method,
         )
-        return Game(fit.method, build_players(cfg, fit.method, 1), fit.autocast)
+        return Trainer(fit.method, build_players(cfg, fit.method, 1), fit.autocast)
 
     game = timed("networks", networks)
     timed("teacher's accuracy", lambda: fit.prepare_teacher(None))
     streams = fit.method.streams
-    dealer = timed(
-        "loaders", lambda: Dealer(streams, gallery.loaders(streams, fit.teacher, fit.seed))
+    sampler = timed(
+        "loaders", lambda: BatchSampler(streams, gallery.loaders(streams, fit.teacher, fit.seed))
     )
     game.train()
-    timed("first iteration", lambda: game.next_iteration(dealer))
+    timed("first iteration", lambda: game.next_iteration(sampler))
     return stages
 
 

@@ -24,7 +24,7 @@ from benchmarks.harness import choose, compose_config, finish, number, parse, pa
 from benchmarks.reference_loader import WORKERS, worker_activity
 from benchmarks.roofline import Peaks, Work, measure_peaks, work_of
 from benchmarks.subject import MODES, Memory, Ours, Reference, Subject, random_images, release
-from mosaickd.command_line import end_as_told
+from mosaickd.cli import main_guard
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.device import choose_device, describe
 from mosaickd.errors import UserError
@@ -256,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end_as_told(main)
+    main_guard(main)

@@ -18,14 +18,14 @@ from benchmarks.reference_loader import ReferenceLoaders
 from benchmarks.reference_style import reference_iteration
 from benchmarks.roofline import Tally
 from mosaickd.build import build_players, derived_seed
+from mosaickd.components import Parts
 from mosaickd.data.loader import BalancedLoader, ResidentLoader
 from mosaickd.data.source import ImageSet
-from mosaickd.engine.dealer import Dealer
+from mosaickd.engine.batch_sampler import BatchSampler
 from mosaickd.engine.device import autocast_for, choose_device
-from mosaickd.engine.game import Game
-from mosaickd.engine.graph import CapturedGame
+from mosaickd.engine.graph import CapturedStep
+from mosaickd.engine.trainer import Trainer
 from mosaickd.methods.base import Stream
-from mosaickd.parts import Parts
 
 STEPS = 10_000  # of the run that an iteration is thought to belong to
 MODES = {  # name -> train.compile, train.cuda_graph
@@ -121,9 +121,9 @@ class Ours(Subject):
             steps=STEPS,
         )
         method = self.method = self.parts.method
-        self.game = Game(method, build_players(cfg, method, steps=STEPS), autocast)
+        self.game = Trainer(method, build_players(cfg, method, steps=STEPS), autocast)
         self.game.train()
-        self.dealer = Dealer(
+        self.sampler = BatchSampler(
             method.streams,
             {
                 name: resident_loader(cfg, name, stream, images, self.device)
@@ -132,9 +132,9 @@ class Ours(Subject):
         )
         self.captured = cfg.train.cuda_graph
         if self.captured:
-            self.play = CapturedGame(self.game, self.dealer, self.parts.generators)
+            self.play = CapturedStep(self.game, self.sampler, self.parts.generators)
         else:
-            self.play = lambda: self.game.next_iteration(self.dealer)
+            self.play = lambda: self.game.next_iteration(self.sampler)
 
     def settle(self) -> None:
         """As `mosaickd.fit` sets them."""
@@ -169,7 +169,7 @@ class Ours(Subject):
 
     def iterate(self, after_turn: Callable[[str], None]) -> None:
         """One iteration, with a call after its images and after each turn."""
-        batch = self.dealer.deal(self.dealer.draw())
+        batch = self.sampler.make_batch(self.sampler.sample_indices())
         if batch:
             after_turn("images")
         self.game.iterate(batch, after_turn)

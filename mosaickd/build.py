@@ -16,11 +16,11 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from mosaickd.config import plain
+from mosaickd.config.schema import plain
+from mosaickd.config.validation import ANNOTATIONS
 from mosaickd.engine.player import Player
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Method
-from mosaickd.validation import ANNOTATIONS
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """python -m mosaickd.dashboard --entity E --project P [--name NAME] [--dry-run]
 
 A workspace of Weights & Biases that fits the runs of every method: its panels go by the names that
-`vocabulary` has. Runs are grouped by what they distil and by method, so that seeds are averaged.
+`metric_names` has. Runs are grouped by what they distil and by method, so that seeds are averaged.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.account import has_api_key, server
 from mosaickd.errors import UserError, printable
 from mosaickd.programs import ending
+from mosaickd.report.labels import short
 from mosaickd.report.paper import table1
-from mosaickd.report.words import short
 
 NAME = "MosaicKD"
 
@@ -99,7 +99,7 @@ def workspace(entity: str, project: str, name: str = NAME) -> Any:
                 groupby=[expr.Config("cell"), expr.Metric("JobType")],
                 pinned_columns=[
                     f"summary:{metric}"
-                    for metric in (vocabulary.TOP1, vocabulary.BEST, vocabulary.TEACHER)
+                    for metric in (metric_names.TOP1, metric_names.BEST, metric_names.TEACHER)
                 ],
             ),
         )
@@ -113,9 +113,9 @@ def sections() -> Iterator[tuple[str, list[Any], bool]]:
     yield (
         "Accuracy",
         [
-            curve("Accuracy, top-1", vocabulary.TOP1, "%"),
-            curve("Accuracy, top-5", vocabulary.TOP5, "%"),
-            curve("Best top-1 so far", vocabulary.BEST, "%"),
+            curve("Accuracy, top-1", metric_names.TOP1, "%"),
+            curve("Accuracy, top-5", metric_names.TOP5, "%"),
+            curve("Best top-1 so far", metric_names.BEST, "%"),
         ],
         True,
     )
@@ -124,7 +124,7 @@ def sections() -> Iterator[tuple[str, list[Any], bool]]:
         [
             p.BarPlot(
                 title="Last top-1, by cell and method (mean over seeds)",
-                metrics=[vocabulary.TOP1],
+                metrics=[metric_names.TOP1],
                 title_x="%",
                 max_bars_to_show=100,
             ),
@@ -137,39 +137,41 @@ def sections() -> Iterator[tuple[str, list[Any], bool]]:
         yield (
             f"{player.capitalize()}{where}",
             [
-                matching("Losses", f"^{vocabulary.LOSS}/{known}/"),
-                matching("Weighted losses: what is minimised", f"^{vocabulary.WEIGHTED}/{known}/"),
-                curve("Learning rate", vocabulary.learning_rate(player)),
+                matching("Losses", f"^{metric_names.LOSS}/{known}/"),
+                matching(
+                    "Weighted losses: what is minimised", f"^{metric_names.WEIGHTED}/{known}/"
+                ),
+                curve("Learning rate", metric_names.learning_rate(player)),
             ],
             player in ("generator", "student"),
         )
     yield (
         "Fakes",
         [
-            curve("Classes that the teacher sees", vocabulary.FAKE_CLASSES_SEEN, "classes"),
-            curve("How sure it is of them", vocabulary.FAKE_CONFIDENCE, "mean probability"),
+            curve("Classes that the teacher sees", metric_names.FAKE_CLASSES_SEEN, "classes"),
+            curve("How sure it is of them", metric_names.FAKE_CONFIDENCE, "mean probability"),
             p.MediaBrowser(
-                title="How many are taken for each class", media_keys=[vocabulary.FAKE_CLASSES]
+                title="How many are taken for each class", media_keys=[metric_names.FAKE_CLASSES]
             ),
         ],
         True,
     )
     samples = p.MediaBrowser(
         title="Synthetic images beside those it trains on",
-        media_keys=[vocabulary.SAMPLES],
+        media_keys=[metric_names.SAMPLES],
         mode="gallery",
         gallery_axis="step",
         num_columns=1,
     )
     yield ("Samples", [samples], True)
-    table = p.WeavePanelSummaryTable(table_name=vocabulary.PER_CLASS)
+    table = p.WeavePanelSummaryTable(table_name=metric_names.PER_CLASS)
     yield ("Accuracy by class", [table], False)
     yield (
         "Speed and memory",
         [
-            curve("Seconds an iteration", vocabulary.SECONDS_PER_STEP, "s"),
-            curve("Images a second", vocabulary.IMAGES_PER_SECOND, "images/s"),
-            curve("Peak memory", vocabulary.PEAK_MEMORY, "MB"),
+            curve("Seconds an iteration", metric_names.SECONDS_PER_STEP, "s"),
+            curve("Images a second", metric_names.IMAGES_PER_SECOND, "images/s"),
+            curve("Peak memory", metric_names.PEAK_MEMORY, "MB"),
         ],
         False,
     )

@@ -22,29 +22,29 @@ from mosaickd.build import (
     teacher_path,
     try_players,
 )
+from mosaickd.components import Parts
+from mosaickd.config.run_key import differences, identity
 from mosaickd.data.broken import listing
 from mosaickd.data.subset import fingerprint
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
+from mosaickd.engine.batch_sampler import BatchSampler
 from mosaickd.engine.checkpoint import TorchRandom
-from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import autocast_for, begin_compiling, choose_device, describe, eagerly
 from mosaickd.engine.evaluate import evaluate
-from mosaickd.engine.game import Game, Played
-from mosaickd.engine.graph import CapturedGame
+from mosaickd.engine.graph import CapturedStep
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.engine.loop import Loop, Progression, peak_memory_mb
+from mosaickd.engine.loop import TrainingLoop, TrainState, peak_memory_mb
 from mosaickd.engine.progress import Progress
-from mosaickd.engine.samples import SampleGrids
+from mosaickd.engine.samples import SampleLogger
 from mosaickd.engine.trackers import NoTracker, Tracker
+from mosaickd.engine.trainer import StepOutput, Trainer
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
-from mosaickd.gallery import Gallery
-from mosaickd.identity import differences, identity
-from mosaickd.locks import check_owned, owned
+from mosaickd.load_data import Gallery
+from mosaickd.locks import check_run_lock, owned
 from mosaickd.methods.base import Latents
 from mosaickd.models.weights import save_weights, weights_digest
-from mosaickd.parts import Parts
-from mosaickd.run_folder import keep_result
+from mosaickd.run_setup import keep_result
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Fit:
         self.interruption = interruption
         self.group = group
         self.result = result
-        self.device = choose_device(cfg.device, distribution.local_rank())
+        self.device = choose_device(cfg.device, distributed.local_rank())
         self.precision, self.autocast = autocast_for(self.device, cfg.train.precision)
         if cfg.train.cuda_graph and self.device.type != "cuda":
             raise UserError("train.cuda_graph=true needs a CUDA device; this run is on the CPU")
@@ -103,10 +103,10 @@ class Fit:
             if self.cfg.ood_subset and "ood" in self.gallery.images:
                 self.gallery.choose_subset(self.teacher)
         streams = self.method.streams
-        dealer = Dealer(streams, self.gallery.loaders(streams, self.teacher, self.seed))
+        sampler = BatchSampler(streams, self.gallery.loaders(streams, self.teacher, self.seed))
         log.info("%s: %d steps of %d images, on %s", self.heading, self.steps,
                  self.cfg.train.batch_size, self.result["device"])  # fmt: skip
-        self.play(self.build_loop(game, dealer))
+        self.play(self.build_loop(game, sampler))
 
     # ------------------------------------------------------------------------------ the parts
 
@@ -134,7 +134,7 @@ class Fit:
             )
         return steps, recipe is not None and steps < recipe
 
-    def build_game(self) -> Game:
+    def build_game(self) -> Trainer:
         """Networks, the method, and its players; the same in every process."""
         cfg = self.cfg
         self.parts = Parts(
@@ -146,34 +146,34 @@ class Fit:
         )
         self.student, self.teacher = self.parts.student, self.parts.teacher
         self.method = self.parts.method
-        if cfg.train.cuda_graph and not self.method.uniform:
+        if cfg.train.cuda_graph and not self.method.graph_capturable:
             raise UserError(
                 f"train.cuda_graph=true captures one iteration for all, and those of method="
                 f"{cfg.method.name} are not all alike: leave it out"
             )
-        distribution.first(self.check_shareable)
+        distributed.rank0_only(self.check_shareable)
         for player in self.method.players:
             if self.method.iterations(player, self.steps) == 0:
                 log.warning("a run of %d steps is too short for method=%s: the %s never has a turn",
                             self.steps, cfg.method.name, player)  # fmt: skip
-        game = Game(self.method, build_players(cfg, self.method, self.steps), self.autocast)
-        distribution.same(
+        game = Trainer(self.method, build_players(cfg, self.method, self.steps), self.autocast)
+        distributed.broadcast(
             *(p for m in self.method.players.values() for p in m.state_dict().values())
         )
         return game
 
-    def build_loop(self, game: Game, dealer: Dealer) -> Loop:
+    def build_loop(self, game: Trainer, sampler: BatchSampler) -> TrainingLoop:
         """What plays the game, with all that watches it. The run is under way from here on."""
         cfg = self.cfg
-        iterate: Callable[[], list[Played]] = partial(game.next_iteration, dealer)
+        iterate: Callable[[], list[StepOutput]] = partial(game.next_iteration, sampler)
         if cfg.train.cuda_graph:
-            iterate = CapturedGame(game, dealer, self.parts.generators)
+            iterate = CapturedStep(game, sampler, self.parts.generators)
         every = cfg.train.eval_every or self.epoch_steps or self.steps
         look = self.sample_grids()
         tracker = self.begin()
-        return Loop(
+        return TrainingLoop(
             game=game,
-            dealer=dealer,
+            sampler=sampler,
             test=self.gallery.test_batches,
             student=self.student,
             folder=self.folder,
@@ -188,8 +188,8 @@ class Fit:
                 self.heading, self.steps, every, of_teacher=self.group == tracking.TEACHERS
             ),
             interruption=self.interruption,
-            stateful=self.parts.stateful,
-            private={**self.parts.private, "torch": TorchRandom()},
+            shared_rng=self.parts.shared_rng,
+            per_rank_rng={**self.parts.per_rank_rng, "torch": TorchRandom()},
             provenance={key: self.result[key] for key in PROVENANCE},
             classes=self.gallery.test.classes,
             look=look,
@@ -200,53 +200,53 @@ class Fit:
     def begin(self) -> Tracker:
         """Say in result.json that the run is under way, and to its tracker."""
         if self.discard is not None:
-            distribution.first(self.discard)
+            distributed.rank0_only(self.discard)
             self.discard = None
             self.list_broken()
         about = tracking.tracked(self.cfg, self.folder, self.result, self.group)
-        if not distribution.is_first():
+        if not distributed.is_rank0():
             return NoTracker(run=about)
-        check_owned(self.folder)  # to prepare may have taken long
+        check_run_lock(self.folder)  # to prepare may have taken long
         self.result |= {"status": "running", "total_steps": self.steps}
         keep_result(self.folder, self.result)
         tracker: Tracker = build(self.cfg.tracker, run=about)
         return tracker
 
-    def play(self, loop: Loop) -> None:
+    def play(self, loop: TrainingLoop) -> None:
         """To the end, or until something stops it; either way the result says how far."""
         result = self.result
         status = "failed"
-        torch.manual_seed(self.seed("training") + distribution.rank())  # dropout in a user's model
+        torch.manual_seed(self.seed("training") + distributed.rank())  # dropout in a user's model
         try:
             with loop.progress:
                 loop.fit()
-            if distribution.is_first():
+            if distributed.is_rank0():
                 self.keep_student(loop)
             status = "finished"
         except Interrupted:
             status = "interrupted"
             raise
         finally:
-            at = loop.at
+            at = loop.state
             result |= {"accuracy": at.accuracy, "steps": at.step, "seconds": round(at.seconds, 3)}
             result["memory_mb"] = round(peak_memory_mb(self.device))
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
             result["status"] = status
             loop.tracker.finish(status, tracking.summary(result))
 
-    def keep_student(self, loop: Loop) -> None:
-        check_owned(self.folder)
+    def keep_student(self, loop: TrainingLoop) -> None:
+        check_run_lock(self.folder)
         path = self.folder / "student.safetensors"
-        metadata = {"model": self.cfg.student.name, "accuracy": loop.at.accuracy["last"]}
+        metadata = {"model": self.cfg.student.name, "accuracy": loop.state.accuracy["last"]}
         save_weights(self.student, path, metadata)
-        loop.tracker.file(loop.at.step, "model", path)
+        loop.tracker.file(loop.state.step, "model", path)
         tracking.show_classes(loop.tracker, self.folder)
 
     def list_broken(self) -> None:
         """Say in the run's folder which images were left out because they can't be read."""
         broken = self.gallery.broken
         self.result["broken_images"] = {split: len(places) for split, places in broken.items()}
-        if distribution.is_first():
+        if distributed.is_rank0():
             path = self.folder / "broken.txt"
             if broken:
                 write_atomically(path, lambda file: file.write(listing(broken)))
@@ -254,7 +254,7 @@ class Fit:
                 path.unlink(missing_ok=True)
 
     def check_shareable(self) -> None:
-        if distribution.world() > 1 and not self.method.shareable:
+        if distributed.world_size() > 1 and not self.method.supports_ddp:
             raise UserError(
                 f"method={self.cfg.method.name} can't be played by several processes: run it "
                 "without torchrun (the cells of a sweep can share several devices)"
@@ -262,7 +262,7 @@ class Fit:
 
     # ------------------------------------------------------------------------------ the pictures
 
-    def sample_grids(self) -> SampleGrids:
+    def sample_grids(self) -> SampleLogger:
         """Fixed noise and fixed images, so that grids of different steps can be compared."""
         latents = chosen = None
         if "latents" in self.parts.wanted:
@@ -270,7 +270,7 @@ class Fit:
         for images in self.gallery.images.values():
             chosen = images.images[:: max(1, len(images) // SAMPLES)][:SAMPLES]
             chosen = self.parts.in_domain(chosen.float() / 255)
-        return SampleGrids(
+        return SampleLogger(
             self.method,
             teacher=self.teacher,
             denormalize=self.parts.in_domain.inverse,
@@ -296,7 +296,7 @@ class Fit:
             path = Path(cfg.teacher.checkpoint).expanduser()
         else:
             path = teacher_path(cfg)
-            missing = distribution.first(lambda: not path.exists())
+            missing = distributed.rank0_only(lambda: not path.exists())
             own = cut_short is not None and missing and cfg.teacher_missing != "error"
             recipe = scratch_config(cfg, cfg.teacher, cut_short if own else None)
             if own:
@@ -304,15 +304,15 @@ class Fit:
                          "trains for itself; its numbers mean little", path, cut_short)  # fmt: skip
                 path = self.folder / "teacher" / path.name
                 if self.discard is not None:
-                    distribution.first(partial(teachers.remove, path))
+                    distributed.rank0_only(partial(teachers.remove, path))
 
             def train() -> Path:
                 folder = teachers.training_folder(path)
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    with distribution.first_holds(partial(owned, folder)):
+                    with distributed.rank0_holds(partial(owned, folder)):
                         self.run(recipe, folder, self.interruption, group=tracking.TEACHERS)
-                except distribution.LostProcess:
+                except distributed.LostProcess:
                     raise
                 except UserError as error:
                     raise UserError(
@@ -373,6 +373,6 @@ class Fit:
     def seed(self, purpose: str) -> int:
         return derived_seed(self.cfg.seed, purpose)
 
-    def save_best(self, at: Progression) -> None:
+    def save_best(self, at: TrainState) -> None:
         metadata = {"step": at.step, "accuracy": at.accuracy["best"]}
         save_weights(self.student, self.folder / "checkpoints" / "best.safetensors", metadata)

@@ -19,23 +19,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd import report, run_folder, teachers, tracking
+from mosaickd import report, run_setup, teachers, tracking
 from mosaickd.build import scratch_config, teacher_path
-from mosaickd.config import images_of, needs
+from mosaickd.config.run_key import config_hash, differences, identity, variant
+from mosaickd.config.schema import images_of, needs
+from mosaickd.config.validation import validate
 from mosaickd.data import pictures
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 from mosaickd.engine.device import out_of_memory
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.engine.loop import Progression
+from mosaickd.engine.loop import TrainState
 from mosaickd.engine.progress import counting
 from mosaickd.errors import UserError
 from mosaickd.fit import Fit
-from mosaickd.identity import config_hash, differences, identity, variant
+from mosaickd.git_info import code_version
 from mosaickd.locks import InUse, Lost, owned
 from mosaickd.parallel import share_of_machine
-from mosaickd.programs import unheard
-from mosaickd.provenance import code_version
-from mosaickd.validation import validate
+from mosaickd.programs import ignore_broken_pipe
 
 log = logging.getLogger(__name__)
 
@@ -51,44 +51,44 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
     group = hydra.runtime.choices.get("sweep") or Path(hydra.sweep.dir).name if sweeping else None
     interruption = Interruption()
     try:
-        distribution.begin()
+        distributed.init()
         pictures.counting = counting  # one board for all that is shown
-        if not distribution.is_first():
+        if not distributed.is_rank0():
             leave_talking_to_the_first()
-        distribution.first(lambda: check(cfg))
-        owning = distribution.first_holds(partial(owned, folder))
+        distributed.rank0_only(lambda: check(cfg))
+        owning = distributed.rank0_holds(partial(owned, folder))
         with explained(cfg, folder, {}), interruption.handling(), owning, share_of_machine(cfg):
             result = run(cfg, folder, interruption, group)
             offer_as_teacher(cfg, folder, result)
     except InUse as error:
         if not sweeping:
-            sys.exit(f"error: {error}" if distribution.is_first() else 1)
+            sys.exit(f"error: {error}" if distributed.is_rank0() else 1)
         log.info("%s is being run by another process: left to it", folder, extra=QUIET)
         return {"status": "running elsewhere"}
     except UserError as error:
         # A sweep goes on with its next cell, so each cell's mistake is told where it ends
         # (`cells.told`); a single run's is the last thing that the command prints.
-        together = distribution.all_failed()
-        error.told |= together and not distribution.is_first()
+        together = distributed.all_ranks_failed()
+        error.told |= together and not distributed.is_rank0()
         if not error.told:
             log.error("%s: %s", folder, error, extra=QUIET)
         if not sweeping or not together:  # past Hydra, which would print all overrides before it
-            distribution.give_up()
+            distributed.give_up()
             sys.exit(1 if error.told or sweeping else f"error: {error}")
         interruption.check()  # asked to stop while the cell was failing: no next one
         raise
     except Exception:
-        if distribution.world() > 1:  # nobody can begin the next cell together
-            log.exception("process %d failed", distribution.rank())
-            distribution.give_up()
+        if distributed.world_size() > 1:  # nobody can begin the next cell together
+            log.exception("process %d failed", distributed.rank())
+            distributed.give_up()
             sys.exit(1)
         raise
     finally:
         if sweeping:
             empty_frames(sys.exception())
             release_memory()
-    if distribution.is_first() and not sweeping:  # a sweep ends with a table of all its cells
-        with unheard():
+    if distributed.is_rank0() and not sweeping:  # a sweep ends with a table of all its cells
+        with ignore_broken_pipe():
             report.show_run(folder)
     return result
 
@@ -101,7 +101,7 @@ def check(cfg: DictConfig) -> None:
             "hydra.job.chdir=true would have relative paths (teachers_dir, the images' roots) "
             "begin in the run's folder: leave it out"
         )
-    distribution.share_of(cfg.train.batch_size)
+    distributed.rank_slice(cfg.train.batch_size)
 
 
 def leave_talking_to_the_first() -> None:
@@ -124,11 +124,11 @@ def run(
             f"the run's own checkpoints would lie among the teachers in {cfg.teachers_dir}: "
             "choose another hydra.run.dir=FOLDER or teachers_dir=FOLDER"
         )
-    before, discards = distribution.first(lambda: run_folder.enter(cfg, folder, chosen))
+    before, discards = distributed.rank0_only(lambda: run_setup.enter(cfg, folder, chosen))
     if before.get("status") == "finished":
         log.info("%s is finished: nothing to do (force=true runs it anew)", folder,
                  extra={"console": group is None})  # fmt: skip
-        if distribution.is_first():
+        if distributed.is_rank0():
             tracking.tell_again(cfg, folder, before, group)
         return before | {"skipped": True}
 
@@ -144,7 +144,7 @@ def run(
         "seed": cfg.seed,
         "variant": variant(cfg),
         # What an earlier session of this run came to stays true until this one gets further.
-        "accuracy": before.get("accuracy", Progression().accuracy),
+        "accuracy": before.get("accuracy", TrainState().accuracy),
         "teacher_accuracy": before.get("teacher_accuracy"),
         "steps": before.get("steps", 0),
         "total_steps": before.get("total_steps"),
@@ -153,7 +153,7 @@ def run(
         "broken_images": before.get("broken_images", {}),
         "device": None,
         "memory_mb": None,
-        "processes": distribution.world(),
+        "processes": distributed.world_size(),
         "versions": versions(),
         "config_hash": config_hash(chosen),
         "code": code_version(),
@@ -164,7 +164,7 @@ def run(
     discard: Callable[[], None] | None = None
     if discards:
         log.info("force=true: the run in %s is discarded as soon as this one can begin", folder)
-        discard = partial(run_folder.discard, cfg, folder, chosen)
+        discard = partial(run_setup.discard, cfg, folder, chosen)
     fit: Fit | None = None
 
     def another_lies_there() -> bool:
@@ -172,8 +172,8 @@ def run(
 
     try:
         with explained(cfg, folder, result):
-            if distribution.is_first() and not discards:  # for those who look from outside
-                run_folder.keep_result(folder, result | {"status": "preparing"})
+            if distributed.is_rank0() and not discards:  # for those who look from outside
+                run_setup.keep_result(folder, result | {"status": "preparing"})
             fit = Fit(cfg, folder, interruption, group, result, run, discard)
             fit.fit()
         result["status"] = "finished"
@@ -194,8 +194,8 @@ def run(
         if result["status"] == "running":
             result["status"] = "failed"
         lost = isinstance(sys.exception(), Lost)
-        if distribution.is_first() and not lost and not another_lies_there():
-            run_folder.keep_result(folder, result)
+        if distributed.is_rank0() and not lost and not another_lies_there():
+            run_setup.keep_result(folder, result)
     return result
 
 
@@ -234,12 +234,12 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
     """A finished run of the data set's own scratch recipe becomes the teacher, if none is there."""
     if result["status"] != "finished" or cfg.method.name != "scratch":
         return
-    if not distribution.first(lambda: run_folder.has_weights(folder)):
+    if not distributed.rank0_only(lambda: run_setup.has_weights(folder)):
         return
     changes = differences(identity(scratch_config(cfg, cfg.student)), identity(cfg))
     path = teacher_path(cfg, "student")
     offered = not teachers.recipe_changes(changes)
-    if offered and not distribution.first(path.exists):
+    if offered and not distributed.rank0_only(path.exists):
         teachers.obtain(path, missing="train", train=lambda: folder)
         log.info("this is now the teacher %s", path)
 

@@ -73,7 +73,7 @@ def owned(folder: Path, otherwise: str = ANOTHER_FOLDER) -> Iterator[None]:
         lease.release()
 
 
-def check_owned(folder: Path) -> None:
+def check_run_lock(folder: Path) -> None:
     """Raise Lost if this process held `folder` and no longer does."""
     if folder.absolute() not in _owned:
         return
@@ -90,7 +90,7 @@ def check_owned(folder: Path) -> None:
 
 
 @contextmanager
-def one_maker(path: Path, what: str) -> Iterator[None]:
+def build_lock(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path`, waiting for whoever has it; what is being made is for messages.
 
     Raises OSError where locks can't be had.

@@ -77,7 +77,7 @@ def class_balance(
     return torch.special.xlogy(mean, mean).sum() / math.log(base)
 
 
-def patches_judged(logits: Tensor, authentic: bool) -> Tensor:
+def patch_gan_loss(logits: Tensor, authentic: bool) -> Tensor:
     """Cross-entropy of the patch discriminator's verdicts (Eqs. 2 and 3).
 
     logits: [B, 1, h, w] -> scalar. Summed over the h x w patches and divided by the batch alone,

@@ -22,13 +22,13 @@ def open_streams() -> None:
                 stream.reconfigure(errors="replace")
 
 
-def hush() -> None:
+def silence_stdout() -> None:
     """Nobody takes what is printed: nor does anyone miss the rest of it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
+def ignore_broken_pipe() -> Iterator[None]:
     """Inside is printed what a run came to. That nobody takes it (a reader that has left, a full
     disk behind standard output) is no fault of the run's."""
     try:
@@ -37,7 +37,7 @@ def unheard() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        hush()
+        silence_stdout()
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def ending() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:  # of `| head`; nobody reads the rest
-        hush()
+        silence_stdout()
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:

@@ -8,7 +8,7 @@ import sys
 from omegaconf import DictConfig
 
 from mosaickd.cells import told
-from mosaickd.config import register
+from mosaickd.config.schema import register
 from mosaickd.engine.interruption import Interrupted
 
 register()

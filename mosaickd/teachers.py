@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 from mosaickd.errors import UserError, printable
 from mosaickd.files import (
     file_digest,
@@ -28,7 +28,7 @@ from mosaickd.files import (
     write_atomically,
     write_json,
 )
-from mosaickd.locks import one_maker
+from mosaickd.locks import build_lock
 from mosaickd.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
     runs may ask for the same teacher at once: one trains, the others wait for it. Of several
     processes that play a run together, all train.
     """
-    if distribution.first(path.exists):
+    if distributed.rank0_only(path.exists):
         return
     if missing == "error":
         raise UserError(
@@ -58,11 +58,13 @@ def obtain(path: Path, *, missing: str, train: Callable[[], Path]) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.stem}.making")
-    with distribution.first_holds(partial(one_maker, lock, str(path))):
-        if not distribution.first(path.exists):  # while this run waited, another may have made it
+    with distributed.rank0_holds(partial(build_lock, lock, str(path))):
+        if not distributed.rank0_only(
+            path.exists
+        ):  # while this run waited, another may have made it
             log.info("no teacher at %s: training it first, once", path)
             folder = train()
-            distribution.first(lambda: install(folder, path))
+            distributed.rank0_only(lambda: install(folder, path))
 
 
 def install(run: Path, path: Path) -> None:
@@ -124,10 +126,10 @@ def measured(key: str, measure: Callable[[], float]) -> float:
         with suppress(OSError, RuntimeError):
             write_json(user_cache() / "accuracies" / f"{key}.json", accuracy)
 
-    accuracy = distribution.first(recall)
+    accuracy = distributed.rank0_only(recall)
     if accuracy is None:
         accuracy = measure()
-        distribution.first(remember)
+        distributed.rank0_only(remember)
     return accuracy
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.build import build
-from mosaickd.config import plain
+from mosaickd.config.schema import plain
 from mosaickd.engine.loop import PER_CLASS
 from mosaickd.engine.trackers import Tracked, Tracker
 from mosaickd.errors import UserError
@@ -52,11 +52,11 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     """Last and best, whatever the last session of the run has logged."""
     accuracy = result["accuracy"]
     numbers = {
-        vocabulary.TOP1: accuracy["last"],
-        vocabulary.TOP5: accuracy.get("top5_last"),
-        vocabulary.BEST: accuracy["best"],
-        vocabulary.BEST_STEP: accuracy.get("best_step"),
-        vocabulary.TEACHER: result["teacher_accuracy"],
+        metric_names.TOP1: accuracy["last"],
+        metric_names.TOP5: accuracy.get("top5_last"),
+        metric_names.BEST: accuracy["best"],
+        metric_names.BEST_STEP: accuracy.get("best_step"),
+        metric_names.TEACHER: result["teacher_accuracy"],
     }
     return {name: value for name, value in numbers.items() if value is not None}
 
@@ -73,7 +73,7 @@ def show_classes(tracker: Tracker, folder: Path) -> None:
     except (UserError, LookupError, TypeError) as error:  # somebody's edit: no run fails by it
         log.warning("%s can't be read (%s)", folder / PER_CLASS, error)
         return
-    tracker.table(vocabulary.PER_CLASS, ["class", "test images", "accuracy"], rows)
+    tracker.table(metric_names.PER_CLASS, ["class", "test images", "accuracy"], rows)
 
 
 def tell_again(cfg: DictConfig, folder: Path, result: dict[str, Any], group: str | None) -> None:

@@ -14,9 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mosaickd import config
-from mosaickd.config import CONF, options
-from mosaickd.validation import validate
+from mosaickd.config import schema as config
+from mosaickd.config.schema import CONF, options
+from mosaickd.config.validation import validate
 
 
 @contextmanager

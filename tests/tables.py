@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mosaickd.data.loader import Normalize, random_crop_and_flip
-from mosaickd.engine import distribution
-from mosaickd.engine.game import Game
+from mosaickd.engine import distributed
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
+from mosaickd.engine.trainer import Trainer
 from mosaickd.methods.balanced import Balanced
 from mosaickd.methods.base import Batch, Images, Latents, Method
 from mosaickd.methods.crd import CRD
@@ -30,8 +30,8 @@ from mosaickd.methods.scratch import Scratch
 from mosaickd.methods.sskd import SSKD
 from mosaickd.methods.zskt import ZSKT
 from mosaickd.models.discriminator import PatchDiscriminator
+from mosaickd.models.features import BatchNormStatsHook, FeatureExtractor
 from mosaickd.models.generator import Generator
-from mosaickd.models.probes import Probe, StatisticsProbe
 
 METHODS: dict[str, Callable[..., Method]] = {
     "scratch": Scratch, "kd": KD, "mosaic": MosaicKD, "dfq": DFQ, "dafl": DAFL, "zskt": ZSKT,
@@ -93,7 +93,7 @@ class Table:
         self.teacher, self.student = teacher_of(), Classifier()
         self.generator = Generator(image_size=SIZE, latent_dim=5, width=4)
         self.discriminator = PatchDiscriminator(image_size=SIZE, width=4, patch_size=4)
-        rank, world = distribution.rank(), distribution.world()
+        rank, world = distributed.rank(), distributed.world_size()
         self.rng = torch.Generator().manual_seed(rank)
         self.latents = Latents(5, CPU, 0, rank, world)
         self.normalize = Normalize(MEAN, STD)
@@ -106,7 +106,7 @@ class Table:
             "latents": self.latents,
             "augment": lambda images: random_crop_and_flip(images, 1, self.rng),
             "rng": self.rng,
-            "gather": distribution.gather,
+            "gather": distributed.gather,
             "batch_size": BATCH // world,
             "num_classes": CLASSES,
             "image_size": SIZE,
@@ -125,7 +125,7 @@ class Table:
             )
             for name, module in self.method.players.items()
         }
-        self.game = Game(self.method, self.players)
+        self.game = Trainer(self.method, self.players)
         self.game.train()
         self.pixels = torch.randn(INSTANCES, 3, SIZE, SIZE)  # of the OOD images, normalised
 
@@ -133,13 +133,13 @@ class Table:
         example = torch.zeros(1, 3, SIZE, SIZE)
         probes: dict[str, Any] = {}
         for role, network in (("student", self.student), ("teacher", self.teacher)):
-            probes[f"{role}_features"] = Probe(
+            probes[f"{role}_features"] = FeatureExtractor(
                 network, ["stage1", "stage2"], example=example, setting=f"{role}.features"
             )
-            probes[f"{role}_embedding"] = Probe(
+            probes[f"{role}_embedding"] = FeatureExtractor(
                 network, ["fc"], example=example, setting=f"{role}.embedding", of="input"
             )
-        probes["teacher_statistics"] = StatisticsProbe(self.teacher, what="the teacher")
+        probes["teacher_bn_stats"] = BatchNormStatsHook(self.teacher, what="the teacher")
         return probes
 
     def batch(self, seed: int = 0) -> Batch:

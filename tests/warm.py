@@ -16,7 +16,7 @@ import torchvision  # noqa: F401
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
-import mosaickd.command_line
+import mosaickd.cli
 import mosaickd.data.cifar
 import mosaickd.data.folder
 import mosaickd.data.glyphs

@@ -28,7 +28,7 @@ from mosaickd.data.broken import escaped
 from mosaickd.data.decoding import Decoded, kept
 from mosaickd.data.pictures import in_threads
 from mosaickd.files import user_cache, write_atomically
-from mosaickd.locks import one_maker
+from mosaickd.locks import build_lock
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def cached(
         path = place / f"{name}-{key}.npy"
         try:
             place.mkdir(parents=True, exist_ok=True)
-            with one_maker(place / f".{name}.making", what):
+            with build_lock(place / f".{name}.making", what):
                 found = _open(path, logging.WARNING)  # another process may have made it
                 if found is None:
                     for killed in place.glob(f".{name}-*.tmp"):

@@ -17,7 +17,7 @@ from mosaickd.data.parquet import find_shards, read_split
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
-from mosaickd.locks import one_maker
+from mosaickd.locks import build_lock
 
 
 def read(
@@ -118,7 +118,7 @@ def fetch(root: Path, download: Callable[[], object], problem: str, advice: str)
     created = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with one_maker(root / ".download.making", str(root)):
+        with build_lock(root / ".download.making", str(root)):
             download()
     except (OSError, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
         # URLError is an OSError

@@ -21,7 +21,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 from mosaickd.files import remove_temporaries, write_atomically
-from mosaickd.locks import one_maker
+from mosaickd.locks import build_lock
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _cached(
         return cached
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with one_maker(path.with_name(f".{path.stem}.making"), alphabet):
+        with build_lock(path.with_name(f".{path.stem}.making"), alphabet):
             cached = _read_cache(path, shape)  # another run may have drawn it meanwhile
             if cached is None:
                 remove_temporaries(path.parent, of=path.stem)

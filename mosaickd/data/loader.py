@@ -68,7 +68,7 @@ class ResidentLoader(Resident):
     batches in which each image has been seen: one epoch. Shuffling and augmentation draw from
     one generator, whose state is part of `state_dict()`.
 
-    Which images come next is decided in `draw`, by counting on the host; what is done to them in
+    Which images come next is decided in `sample_indices`, by counting on the host; what is done to them in
     `make`, on the device alone and always in the same shapes, so that it can be captured.
 
     share: the part of every batch that this process gets, of several that train together. All of
@@ -109,9 +109,9 @@ class ResidentLoader(Resident):
 
     def __next__(self) -> tuple[Tensor, Tensor, Tensor]:
         """-> normalised float images [b, 3, H, W], labels [b], which images these are [b]"""
-        return tuple(part[0] for part in self.make(self.draw()))  # type: ignore[return-value]
+        return tuple(part[0] for part in self.make(self.sample_indices()))  # type: ignore[return-value]
 
-    def draw(self, count: int = 1) -> Tensor:
+    def sample_indices(self, count: int = 1) -> Tensor:
         """The next `count` batches. -> indices [count, batch_size], of all processes together."""
         return self.next_indices(count * self.batch_size).view(count, self.batch_size)
 

@@ -94,7 +94,7 @@ def in_rgb(data: bytes, notes: Counter[str]) -> Iterator[Image.Image]:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Look at the header: nothing is decoded yet."""
+    """SampleReport at the header: nothing is decoded yet."""
     if not data:
         raise Unreadable("an empty file")
     # Another library may have turned it on: half a picture would be grey below.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mosaickd.bounds import Fraction
+from mosaickd.constraints import Fraction
 from mosaickd.data.broken import Broken, summary
 from mosaickd.errors import UserError
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 from mosaickd.files import remove_temporaries, write_atomically
-from mosaickd.locks import one_maker
+from mosaickd.locks import build_lock
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def most_uncertain(
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(one_maker(path.with_name(f".{path.stem}.making"), what))
+            stack.enter_context(build_lock(path.with_name(f".{path.stem}.making"), what))
         except OSError as error:
             log.warning("the choice among %s can't be kept in %s: %s", what, path.parent, error)
             return choose(scores(), count, what)

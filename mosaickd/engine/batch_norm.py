@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 
 
 def running_statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -30,7 +30,7 @@ def synchronize_batch_norms(module: nn.Module) -> None:
     In place, so that hooks, names and whoever holds these modules are not disturbed. A single
     process has the whole batch anyway.
     """
-    if distribution.world() == 1:
+    if distributed.world_size() == 1:
         return
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, SynchronizedBatchNorm):
@@ -46,7 +46,7 @@ class SynchronizedBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None: ...
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or distribution.world() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(input)
         x = input.float()
         others = [dim for dim in range(x.ndim) if dim != 1]
@@ -54,7 +54,9 @@ class SynchronizedBatchNorm(_BatchNorm):
         means, variances = _gather_with_gradient(torch.stack([mean, var])).unbind(1)
         mean = means.mean(0)
         var = variances.mean(0) + (means - mean).square().mean(0)
-        self._remember(mean.detach(), var.detach(), x.numel() // x.shape[1] * distribution.world())
+        self._remember(
+            mean.detach(), var.detach(), x.numel() // x.shape[1] * distributed.world_size()
+        )
         shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
         scale = (var + self.eps).rsqrt()
         shift = -mean * scale
@@ -84,10 +86,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return distribution.gather(tensor[None])
+        return distributed.gather(tensor[None])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
-        distribution.add(gradient)  # what every process wants of this one's part
-        return gradient[distribution.rank()]
+        distributed.all_reduce_sum(gradient)  # what every process wants of this one's part
+        return gradient[distributed.rank()]

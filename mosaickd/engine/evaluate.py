@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 
 
 class Accuracy(NamedTuple):
@@ -49,9 +49,9 @@ def evaluate(
                                  correct.any(dim=1)]).long()  # fmt: skip
             sums.append(found.new_zeros(3, logits.shape[1]).index_add_(1, labels, found))
             check()
-        classes = distribution.highest(sums[0].shape[1] if sums else 0)
+        classes = distributed.all_reduce_max(sums[0].shape[1] if sums else 0)
         own = torch.stack(sums).sum(dim=0).flatten().tolist() if sums else [0] * 3 * classes
-        numbers = distribution.total(own)
+        numbers = distributed.sum_over_ranks(own)
         right, all_images, top5 = (numbers[i * classes : (i + 1) * classes] for i in range(3))
         count = sum(all_images)
         by_class = tuple(zip(right, all_images, strict=True))

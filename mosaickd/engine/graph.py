@@ -7,43 +7,43 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from mosaickd.engine.dealer import Dealer
-from mosaickd.engine.game import Game, Played
+from mosaickd.engine.batch_sampler import BatchSampler
+from mosaickd.engine.trainer import StepOutput, Trainer
 
 
-class CapturedGame:
+class CapturedStep:
     """Plays a game's iterations by replaying a captured one.
 
     The first `warmup` iterations run eagerly on a side stream, as capture demands; the next is
     captured and from then on replayed: which images are wanted is copied into its inputs, random
-    numbers go on from `generators` and the dealer's, learning rates are read from tensors. Each
+    numbers go on from `generators` and the sampler's, learning rates are read from tensors. Each
     replay is a new iteration.
     """
 
     def __init__(
         self,
-        game: Game,
-        dealer: Dealer,
+        game: Trainer,
+        sampler: BatchSampler,
         generators: Iterable[torch.Generator] = (),
         warmup: int = 3,
     ) -> None:
         self.game = game
-        self.dealer = dealer
-        self.generators = [*generators, *dealer.generators]
+        self.sampler = sampler
+        self.generators = [*generators, *sampler.generators]
         self.warmup = warmup
         self.stream = torch.cuda.Stream()  # of the current device: memory belongs to a stream
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: dict[str, Tensor] = {}
-        self.outputs: list[Played] = []
+        self.outputs: list[StepOutput] = []
 
-    def __call__(self) -> list[Played]:
-        """The next iteration, as `Game.iterate` on what the dealer deals."""
-        drawn = self.dealer.draw()
+    def __call__(self) -> list[StepOutput]:
+        """The next iteration, as `Trainer.iterate` on what the sampler deals."""
+        drawn = self.sampler.sample_indices()
         if self.warmup > 0:
             self.warmup -= 1
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                played = self.game.play(self.dealer.deal(drawn))
+                played = self.game.play(self.sampler.make_batch(drawn))
             torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if self.graph is None:
@@ -54,7 +54,7 @@ class CapturedGame:
             self.graph.replay()
             # The graph writes the same memory at each replay; what is logged later needs a copy.
             played = [
-                Played(p.player, {k: v.clone() for k, v in p.losses.items()}, p.weights)
+                StepOutput(p.player, {k: v.clone() for k, v in p.losses.items()}, p.weights)
                 for p in self.outputs
             ]
         self.game.advance_schedules(played)
@@ -68,5 +68,5 @@ class CapturedGame:
             player.optimizer.zero_grad(set_to_none=True)
         # Other threads go on using CUDA: a checkpoint may be on its way to the disk.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.outputs = self.game.play(self.dealer.deal(self.inputs))
+            self.outputs = self.game.play(self.sampler.make_batch(self.inputs))
         return graph

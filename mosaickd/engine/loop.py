@@ -18,21 +18,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mosaickd import vocabulary
-from mosaickd.engine import distribution
+from mosaickd import metric_names
+from mosaickd.engine import distributed
+from mosaickd.engine.batch_sampler import BatchSampler
 from mosaickd.engine.checkpoint import CheckpointWriter, load_checkpoint, newest_readable
-from mosaickd.engine.dealer import Dealer
 from mosaickd.engine.device import eagerly
 from mosaickd.engine.evaluate import Accuracy, evaluate
-from mosaickd.engine.game import Game, Played
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.metrics import MetricsFile, sample_grid
 from mosaickd.engine.progress import Progress
-from mosaickd.engine.samples import Look
+from mosaickd.engine.samples import SampleReport
 from mosaickd.engine.trackers import Tracker
+from mosaickd.engine.trainer import StepOutput, Trainer
 from mosaickd.errors import UserError
 from mosaickd.files import write_json
-from mosaickd.locks import check_owned
+from mosaickd.locks import check_run_lock
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ PER_CLASS = "per_class.json"
 
 
 @dataclass
-class Progression:
+class TrainState:
     """Where a run stands: the loop's part of a checkpoint."""
 
     step: int = 0
@@ -75,11 +75,11 @@ class Term(NamedTuple):
 
 
 @dataclass
-class Loop:
+class TrainingLoop:
     """Plays a game to its end, from wherever its run folder's checkpoint says it stands."""
 
-    game: Game
-    dealer: Dealer
+    game: Trainer
+    sampler: BatchSampler
     test: Iterable[tuple[Tensor, Tensor]]
     student: nn.Module
     folder: Path
@@ -92,19 +92,19 @@ class Loop:
     tracker: Tracker
     progress: Progress
     interruption: Interruption
-    stateful: Mapping[str, Any]  # anything else with a state: noise that processes share
-    private: Mapping[str, Any]  # and random numbers that each process has for itself
+    shared_rng: Mapping[str, Any]  # anything else with a state: noise that processes share
+    per_rank_rng: Mapping[str, Any]  # and random numbers that each process has for itself
     provenance: Mapping[str, Any]  # what a checkpoint says of settings, code, images and teacher
     classes: Sequence[str]  # names of the test images' classes
-    look: Callable[[Path, int], Look]  # draws the sample grids, and says what is in them
-    on_best: Callable[[Progression], None]  # called when an evaluation was the best so far
-    iterate: Callable[[], list[Played]]  # the game's next iteration, or its captured CUDA graph
+    look: Callable[[Path, int], SampleReport]  # draws the sample grids, and says what is in them
+    on_best: Callable[[TrainState], None]  # called when an evaluation was the best so far
+    iterate: Callable[[], list[StepOutput]]  # the game's next iteration, or its captured CUDA graph
 
     def __post_init__(self) -> None:
-        self.at = Progression()
+        self.state = TrainState()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
         self.writer = CheckpointWriter(self.folder / "checkpoints" / "last.pt", self.offer)
-        self._pending: list[tuple[int, list[Played]]] = []  # on the device
+        self._pending: list[tuple[int, list[StepOutput]]] = []  # on the device
         self._fetched: list[Term] = []
         self._iterations = 0  # that the fetched losses are of
         self._flushed_at = time.perf_counter()
@@ -112,7 +112,7 @@ class Loop:
 
     # ------------------------------------------------------------------------------ the story
 
-    def fit(self) -> Progression:
+    def fit(self) -> TrainState:
         """Play until the last iteration. Raises Interrupted (after saving), NonFiniteLoss."""
         self.resume()
         self.game.train()
@@ -120,19 +120,19 @@ class Loop:
         with self.interruption.deferred():
             try:
                 while True:
-                    if self.due(self.eval_every) and self.at.evaluated != self.at.step:
+                    if self.due(self.eval_every) and self.state.evaluated != self.state.step:
                         self.flush()
                         self.evaluate()
-                    if self.at.step >= self.steps:
+                    if self.state.step >= self.steps:
                         break
                     if self.due(self.checkpoint_every):
                         self.checkpoint()
                     self.play()
-                    if self.at.step % self.log_every == 0 or self.at.step == 1:
+                    if self.state.step % self.log_every == 0 or self.state.step == 1:
                         self.flush()
                     elif len(self._pending) >= self.check_every:
                         self.fetch()
-                    self.interruption.check(distribution.highest)
+                    self.interruption.check(distributed.all_reduce_max)
                 self.checkpoint()
             except Interrupted:
                 self.checkpoint()
@@ -140,19 +140,19 @@ class Loop:
             finally:
                 self.count_time()
                 self.writer.close()
-        return self.at
+        return self.state
 
     def due(self, every: int) -> bool:
         """At multiples of `every` and at the end; never at the start."""
-        step = self.at.step
+        step = self.state.step
         return step > 0 and (step % every == 0 or step == self.steps)
 
     def play(self) -> None:
         """One iteration on the next draw of every stream."""
         played = self.iterate()
-        self.at.step += 1
-        self._pending.append((self.at.step, played))
-        self.progress.advance(self.at.step)
+        self.state.step += 1
+        self._pending.append((self.state.step, played))
+        self.progress.advance(self.state.step)
 
     # ------------------------------------------------------------------------------ bookkeeping
 
@@ -167,7 +167,7 @@ class Loop:
         if not terms:
             return
         stacked = torch.stack([loss for *_, loss in terms])
-        distribution.average([stacked])
+        distributed.all_reduce_mean([stacked])
         for (step, player, name, weight, _), value in zip(terms, stacked.tolist(), strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLoss(player, f"loss {name!r} is {value} at step {step}")
@@ -180,7 +180,7 @@ class Loop:
         self.fetch()
         if not self._fetched:
             return
-        check_owned(self.folder)
+        check_run_lock(self.folder)
         now = time.perf_counter()
         seconds = (now - self._flushed_at) / self._iterations
         self._flushed_at, self._iterations = now, 0
@@ -194,28 +194,28 @@ class Loop:
         players = self.game.players.items()
         self.log(
             {
-                **{vocabulary.loss(name): value for name, value in means.items()},
-                **{vocabulary.weighted(n): sum(v) / len(v) for n, v in weighted.items()},
-                **{vocabulary.learning_rate(n): player.learning_rate for n, player in players},
-                vocabulary.SECONDS_PER_STEP: seconds,
-                vocabulary.IMAGES_PER_SECOND: self.batch_size / seconds,
-                vocabulary.PEAK_MEMORY: peak_memory_mb(next(self.student.parameters()).device),
+                **{metric_names.loss(name): value for name, value in means.items()},
+                **{metric_names.weighted(n): sum(v) / len(v) for n, v in weighted.items()},
+                **{metric_names.learning_rate(n): player.learning_rate for n, player in players},
+                metric_names.SECONDS_PER_STEP: seconds,
+                metric_names.IMAGES_PER_SECOND: self.batch_size / seconds,
+                metric_names.PEAK_MEMORY: peak_memory_mb(next(self.student.parameters()).device),
             }
         )
         self.progress.show(means, seconds)
 
     def check_alone(self) -> None:
         """Stop in the middle of something, if no other process is in the middle of it too."""
-        if distribution.world() == 1:
+        if distributed.world_size() == 1:
             self.interruption.check()
 
     def log(self, record: dict[str, Any]) -> None:
-        """Of metrics by the names that `vocabulary` has."""
-        if not distribution.is_first():
+        """Of metrics by the names that `metric_names` has."""
+        if not distributed.is_rank0():
             return
         now = round(time.time(), 3)
-        self.metrics.append({vocabulary.STEP: self.at.step, vocabulary.TIME: now, **record})
-        self.tracker.log(self.at.step, record)
+        self.metrics.append({metric_names.STEP: self.state.step, metric_names.TIME: now, **record})
+        self.tracker.log(self.state.step, record)
 
     def evaluate(self) -> None:
         """Measure the student, draw the samples, remember the best."""
@@ -228,30 +228,30 @@ class Loop:
                 autocast=self.game.autocast,
                 check=self.check_alone,
             )
-        accuracy = self.at.accuracy
+        accuracy = self.state.accuracy
         accuracy.update(last=round(result.top1, 4), top5_last=round(result.top5, 4))
         is_best = accuracy["best"] is None or accuracy["last"] > accuracy["best"]
         if is_best:
-            accuracy.update(best=accuracy["last"], best_step=self.at.step)
-            if distribution.is_first():
-                self.on_best(self.at)
-        self.at.evaluated = self.at.step
-        if distribution.is_first():
-            path = sample_grid(self.folder, self.at.step)
+            accuracy.update(best=accuracy["last"], best_step=self.state.step)
+            if distributed.is_rank0():
+                self.on_best(self.state)
+        self.state.evaluated = self.state.step
+        if distributed.is_rank0():
+            path = sample_grid(self.folder, self.state.step)
             with eagerly():
-                seen = self.look(path, self.at.step)
+                seen = self.look(path, self.state.step)
             self.log(
                 {
-                    vocabulary.TOP1: accuracy["last"],
-                    vocabulary.TOP5: accuracy["top5_last"],
-                    vocabulary.BEST: accuracy["best"],
+                    metric_names.TOP1: accuracy["last"],
+                    metric_names.TOP5: accuracy["top5_last"],
+                    metric_names.BEST: accuracy["best"],
                     **seen.metrics,
                 }
             )
             if seen.drawn:
-                self.tracker.image(self.at.step, vocabulary.SAMPLES, path)
-            write_json(self.folder / PER_CLASS, by_class(self.classes, result, self.at.step))
-        self.progress.evaluated(self.at.step, result, accuracy["best"])
+                self.tracker.image(self.state.step, metric_names.SAMPLES, path)
+            write_json(self.folder / PER_CLASS, by_class(self.classes, result, self.state.step))
+        self.progress.evaluated(self.state.step, result, accuracy["best"])
         self._flushed_at = time.perf_counter()  # evaluation is not the iterations' time
 
     # ------------------------------------------------------------------------------ checkpoints
@@ -260,19 +260,19 @@ class Loop:
         """Everything that a resumed run needs to go on as if it had never stopped."""
         self.flush()  # a non-finite loss must stop the run before it reaches a checkpoint
         self.check_weights()
-        check_owned(self.folder)
+        check_run_lock(self.folder)
         self.count_time()
-        own = {name: part.state_dict() for name, part in self.private.items()}
-        processes = distribution.gather_states(own)
-        if not distribution.is_first():
+        own = {name: part.state_dict() for name, part in self.per_rank_rng.items()}
+        processes = distributed.gather_states(own)
+        if not distributed.is_rank0():
             return
         self.writer.save(
             {
                 "provenance": dict(self.provenance),
-                "progression": vars(self.at),
+                "progression": vars(self.state),
                 "game": self.game.state_dict(),
-                "loaders": self.dealer.state_dict(),
-                "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
+                "loaders": self.sampler.state_dict(),
+                "shared_rng": {name: part.state_dict() for name, part in self.shared_rng.items()},
                 "processes": processes,
             }
         )
@@ -283,7 +283,7 @@ class Loop:
 
     def count_time(self) -> None:
         now = time.perf_counter()
-        self.at.seconds += now - self._started
+        self.state.seconds += now - self._started
         self._started = now
 
     def check_weights(self) -> None:
@@ -292,11 +292,11 @@ class Loop:
             state = [*player.parameters, *player.module.buffers()]
             finite = torch.stack([s.isfinite().all() for s in state if s.is_floating_point()])
             if not finite.all():
-                raise NonFiniteLoss(name, f"weights are not finite after step {self.at.step}")
+                raise NonFiniteLoss(name, f"weights are not finite after step {self.state.step}")
 
     def resume(self) -> None:
         """Go on from the folder's newest checkpoint that can be read, if it has one."""
-        path = distribution.first(lambda: newest_readable(self.writer.path))
+        path = distributed.rank0_only(lambda: newest_readable(self.writer.path))
         if path is None:
             self.forget_later()
             return
@@ -304,18 +304,18 @@ class Loop:
         self.check_provenance(path, state.get("provenance", {}))
         try:
             self.game.load_state_dict(state["game"])
-            self.dealer.load_state_dict(state["loaders"])
-            for name, part in self.stateful.items():
-                part.load_state_dict(state["stateful"][name])
-            self.at = Progression(**state["progression"])
-            self.resume_private(state["processes"])
+            self.sampler.load_state_dict(state["loaders"])
+            for name, part in self.shared_rng.items():
+                part.load_state_dict(state["shared_rng"][name])
+            self.state = TrainState(**state["progression"])
+            self.resume_per_rank_rng(state["processes"])
         except Exception as error:  # of a file that holds anything
             raise UserError(
                 f"{path} does not fit this run ({error}); "
                 "start anew with force=true, or choose another hydra.run.dir=FOLDER"
             ) from error
         self.forget_later()
-        log.info("resumed at step %d of %d", self.at.step, self.steps)
+        log.info("resumed at step %d of %d", self.state.step, self.steps)
 
     def check_provenance(self, path: Path, before: Mapping[str, Any]) -> None:
         """A run goes on with the images and the teacher that it began with, or not at all."""
@@ -334,15 +334,15 @@ class Loop:
             log.warning("%s was written by other code (%s) than now goes on with it (%s)",
                         path, before["code"], self.provenance["code"])  # fmt: skip
 
-    def resume_private(self, processes: list[dict[str, Any]]) -> None:
+    def resume_per_rank_rng(self, processes: list[dict[str, Any]]) -> None:
         """Each process takes up its own random numbers, if they are as many as they were."""
-        before, now = len(processes), distribution.world()
+        before, now = len(processes), distributed.world_size()
         if before == now:
-            for name, part in self.private.items():
-                part.load_state_dict(processes[distribution.rank()][name])
+            for name, part in self.per_rank_rng.items():
+                part.load_state_dict(processes[distributed.rank()][name])
             return
-        for part in self.private.values():
-            part.reseed(self.at.step)
+        for part in self.per_rank_rng.values():
+            part.reseed(self.state.step)
         log.warning(
             "resumed by %d processes what %d began. The same: which images and which noise come, "
             "learning rates, losses averaged over a batch. Not the same: batch norms, and losses "
@@ -353,15 +353,15 @@ class Loop:
 
     def forget_later(self) -> None:
         """What lies after the checkpoint is to come again: until then it isn't there."""
-        if not distribution.is_first():
+        if not distributed.is_rank0():
             return
-        self.metrics.truncate(self.at.step, self.at.evaluated)
+        self.metrics.truncate(self.state.step, self.state.evaluated)
         for path in (self.folder / "samples").glob("step*.png"):
-            if path > sample_grid(self.folder, self.at.evaluated):
+            if path > sample_grid(self.folder, self.state.evaluated):
                 path.unlink()
-        if self.at.evaluated < 0:
+        if self.state.evaluated < 0:
             (self.folder / PER_CLASS).unlink(missing_ok=True)
-        self.tracker.resume(self.at.step)
+        self.tracker.resume(self.state.step)
 
 
 def by_class(classes: Sequence[str], measured: Accuracy, step: int) -> dict[str, Any]:

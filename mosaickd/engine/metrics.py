@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaickd.files import write_atomically
-from mosaickd.vocabulary import STEP, TOP1, renamed
+from mosaickd.metric_names import STEP, TOP1, renamed
 
 
 def sample_grid(folder: Path, step: int) -> Path:

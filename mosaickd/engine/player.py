@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 
 OptimizerFactory = Callable[..., Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
@@ -47,13 +47,13 @@ class Player:
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, objective: Tensor, restart: bool = False) -> None:
-        """Minimise `objective` (scalar) by one optimizer step; restart: as if it were the first."""
-        if restart:
+    def step(self, objective: Tensor, reset_optimizer: bool = False) -> None:
+        """Minimise `objective` (scalar) by one optimizer step; reset_optimizer: as if it were the first."""
+        if reset_optimizer:
             self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
         objective.backward(inputs=self.parameters)
-        distribution.average([p.grad for p in self.parameters if p.grad is not None])
+        distributed.all_reduce_mean([p.grad for p in self.parameters if p.grad is not None])
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()

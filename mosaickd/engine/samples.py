@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.files import write_atomically
 from mosaickd.methods.base import Method
 
@@ -69,14 +69,14 @@ def by_class(images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return images[ordered.indices], ordered.values
 
 
-class Look(NamedTuple):
+class SampleReport(NamedTuple):
     """What there was to see. drawn: whether a picture was written; metrics: of the fakes."""
 
     drawn: bool
     metrics: dict[str, Any]
 
 
-class SampleGrids:
+class SampleLogger:
     """Draws what the method makes, of fixed noise, beside fixed images that it trains on; and
     counts which classes the teacher sees in what it makes.
 
@@ -105,11 +105,11 @@ class SampleGrids:
         self.autocast = autocast
 
     @torch.no_grad()
-    def __call__(self, path: Path, step: int) -> Look:
+    def __call__(self, path: Path, step: int) -> SampleReport:
         """Draw to `path`. Nothing is drawn where there is nothing new to see: no teacher to sort
         by, or nothing that was made and the fixed images already drawn."""
         if self.teacher is None:
-            return Look(False, {})
+            return SampleReport(False, {})
         modules = [m for m in self.method.players.values() if m.training]
         for module in modules:  # looking must not move batch-norm statistics
             module.eval()
@@ -125,7 +125,7 @@ class SampleGrids:
             module.train()
         drawn = any(path.parent.glob("*.png"))  # by this process, or one that it goes on from
         if shown is None and (drawn or self.images is None):
-            return Look(False, {})
+            return SampleReport(False, {})
         grids, metrics = [], {}
         if shown is not None:
             grids.append(self._grid("synthetic", shown, logits[0]))
@@ -133,7 +133,7 @@ class SampleGrids:
         if self.images is not None:
             grids.append(self._grid("images", self.images, self._logits(self.images)))
         save_grids(path, grids, step)
-        return Look(True, metrics)
+        return SampleReport(True, metrics)
 
     def _logits(self, images: Tensor) -> Tensor:
         assert self.teacher is not None
@@ -152,7 +152,7 @@ def classes_seen(logits: Tensor) -> dict[str, Any]:
     """
     counts = logits.argmax(dim=1).bincount(minlength=logits.shape[1])
     return {
-        vocabulary.FAKE_CLASSES: counts.tolist(),
-        vocabulary.FAKE_CLASSES_SEEN: int((counts > 0).sum()),
-        vocabulary.FAKE_CONFIDENCE: round(float(logits.softmax(1).amax(1).mean()), 4),
+        metric_names.FAKE_CLASSES: counts.tolist(),
+        metric_names.FAKE_CLASSES_SEEN: int((counts > 0).sum()),
+        metric_names.FAKE_CONFIDENCE: round(float(logits.softmax(1).amax(1).mean()), 4),
     }

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
     MultiStepLR,
 )
 
-from mosaickd.bounds import Count
+from mosaickd.constraints import Count
 
 
 def cosine(optimizer: Optimizer, steps: int, *, stairs: Count | None = None) -> LRScheduler:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mosaickd.bounds import Range
+from mosaickd.constraints import Range
 
 
 class Precision(StrEnum):
@@ -18,7 +18,7 @@ class Precision(StrEnum):
 
 
 def setting(default: Any, **bounds: Any) -> Any:
-    """A dataclass field with its range in the metadata, where `mosaickd.validation` finds it."""
+    """A dataclass field with its range in the metadata, where `mosaickd.config.validation` finds it."""
     return field(default=default, metadata={"range": Range(**bounds)} if bounds else {})
 
 

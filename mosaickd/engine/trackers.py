@@ -20,12 +20,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
 from mosaickd.account import has_api_key, server
-from mosaickd.bounds import Positive
+from mosaickd.constraints import Positive
 from mosaickd.engine.metrics import MetricsFile, sample_grid
 from mosaickd.engine.wandb_process import OUTBOX
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_json
-from mosaickd.vocabulary import SAMPLES, STEP, TIME, TOP1
+from mosaickd.metric_names import SAMPLES, STEP, TIME, TOP1
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Tracker(Protocol):
         folder have what was logged up to there, by an earlier session."""
 
     def log(self, step: int, record: dict[str, Any]) -> None:
-        """Metrics of a step by their names in `vocabulary`: numbers, and lists of counts."""
+        """Metrics of a step by their names in `metric_names`: numbers, and lists of counts."""
 
     def image(self, step: int, name: str, path: Path) -> None:
         """A picture that was written at `path`."""

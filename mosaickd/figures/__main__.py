@@ -14,7 +14,7 @@ from mosaickd.figures import ablations, animation, curves, domains, drawing, emb
 from mosaickd.figures.drawing import Drawing
 from mosaickd.figures.runs import Chosen, choose
 from mosaickd.programs import ending, told
-from mosaickd.report.words import shown
+from mosaickd.report.labels import shown
 
 MOST = 100_000  # images, classes, pixels
 

@@ -17,8 +17,8 @@ from mosaickd.figures.runs import (
     patch_size,
     section,
 )
+from mosaickd.report.labels import percent, shown
 from mosaickd.report.results import Run
-from mosaickd.report.words import percent, shown
 
 #: Bars of the ablation, by what is left out.
 NAMES: dict[tuple[str, ...], str] = {(): "all losses", **{(name,): f"no {name}" for name in LOSSES}}

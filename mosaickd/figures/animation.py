@@ -11,9 +11,9 @@ import numpy as np
 from mosaickd.errors import UserError
 from mosaickd.figures.drawing import write_bytes
 from mosaickd.figures.runs import nothing
+from mosaickd.report.labels import shown
 from mosaickd.report.results import Run
 from mosaickd.report.sample_grids import Images, Unreadable, of_kind, samples
-from mosaickd.report.words import shown
 
 Kind = Literal["gif", "mp4"]
 LARGEST = 8192  # pixels that a frame may have on a side

@@ -9,9 +9,9 @@ import numpy as np
 from mosaickd.figures.ablations import setting, teach
 from mosaickd.figures.drawing import COLOURS, Drawing, legend, new_figure, styled
 from mosaickd.figures.runs import Chosen, keep, labels
+from mosaickd.report.labels import shown
 from mosaickd.report.plots import DASHES, together
 from mosaickd.report.results import Run, evaluations
-from mosaickd.report.words import shown
 
 MOST = len(COLOURS)  # lines before it becomes hard to read
 

@@ -13,8 +13,8 @@ import numpy as np
 from mosaickd.errors import UserError
 from mosaickd.figures.drawing import COLOURS, MARKERS, MUTED, Drawing, legend, new_figure, styled
 from mosaickd.figures.runs import Chosen, number, only_one, section
+from mosaickd.report.labels import shown
 from mosaickd.report.results import Run
-from mosaickd.report.words import shown
 
 #: A covariance of D features wants more images than that; ours have 64 to 512.
 FEWEST = 100
@@ -33,10 +33,10 @@ def draw(
 
     images: at most so many of each domain, one patch of each.
     """
-    from mosaickd.revive import Revived  # imports torch
+    from mosaickd.loaded_run import LoadedRun  # imports torch
 
     run, notes = only_one(chosen)
-    revived = Revived(run.folder, device=device, allow_targets=allow_targets)
+    revived = LoadedRun(run.folder, device=device, allow_targets=allow_targets)
     pools = {
         "domain": revived.domain(2 * images),
         "ood": revived.ood(images),

@@ -11,7 +11,7 @@ from mosaickd.errors import UserError
 from mosaickd.figures.domains import called
 from mosaickd.figures.drawing import COLOURS, COLUMN, MARKERS, Drawing, new_figure, styled
 from mosaickd.figures.runs import Chosen, only_one
-from mosaickd.report.words import shown
+from mosaickd.report.labels import shown
 
 Projection = Literal["tsne", "pca"]
 
@@ -25,10 +25,10 @@ def draw(
     allow_targets: Sequence[str] = (),
 ) -> Drawing:
     """Of the first run. images: at most so many of each kind."""
-    from mosaickd.revive import Revived  # imports torch
+    from mosaickd.loaded_run import LoadedRun  # imports torch
 
     run, notes = only_one(chosen)
-    revived = Revived(run.folder, device=device, allow_targets=allow_targets)
+    revived = LoadedRun(run.folder, device=device, allow_targets=allow_targets)
     names, pools = called(run), {}
     kinds = {"domain": revived.domain, "ood": revived.ood, "synthetic": revived.synthetic}
     for which, images_of in kinds.items():

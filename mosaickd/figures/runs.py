@@ -12,11 +12,11 @@ from typing import Any
 from mosaickd.errors import UserError
 from mosaickd.report.contents import read_json
 from mosaickd.report.finding import about_links
+from mosaickd.report.labels import images, short, shown
 from mosaickd.report.page.classes import per_class
 from mosaickd.report.results import Run, collect, last_step
 from mosaickd.report.run_files import state_of
 from mosaickd.report.table import one_a_seed
-from mosaickd.report.words import images, short, shown
 
 #: The losses of the mosaic game that a run can do without, as they are called in its settings.
 LOSSES = ("local", "align", "adv", "balance")

@@ -9,9 +9,9 @@ import numpy as np
 
 from mosaickd.figures.drawing import COLUMN, MUTED, Drawing, new_figure, styled
 from mosaickd.figures.runs import Chosen, class_names, keep, labels
+from mosaickd.report.labels import percent, shown
 from mosaickd.report.results import Run
 from mosaickd.report.sample_grids import Images, Unreadable, newest
-from mosaickd.report.words import percent, shown
 
 MOST = 6  # runs in a figure
 

@@ -60,13 +60,13 @@ class Loss(NamedTuple):
 class Turn:
     """It is `player`'s turn to take one optimizer step on the weighted sum of `losses`.
 
-    restart: what the optimizer remembers of earlier steps is forgotten first, because the method
+    reset_optimizer: what the optimizer remembers of earlier steps is forgotten first, because the method
     has put something new in the module's place.
     """
 
     player: str
     losses: Mapping[str, Loss]
-    restart: bool = False
+    reset_optimizer: bool = False
 
     def objective(self) -> Tensor:
         """The weighted sum, in the order given. -> scalar."""
@@ -81,8 +81,8 @@ class Method(ABC):
     names:
 
     - the networks `student`, `teacher` (frozen, in eval mode), `generator`, `discriminator`;
-    - a look inside two of them (`Probe`): `student_features` and `teacher_features` at the paths
-      of the model's YAML, `student_embedding` and `teacher_embedding`, and `teacher_statistics`,
+    - a look inside two of them (`FeatureExtractor`): `student_features` and `teacher_features` at the paths
+      of the model's YAML, `student_embedding` and `teacher_embedding`, and `teacher_bn_stats`,
       the batch statistics at the input of each of the teacher's batch norms;
     - the functions `normalize` (images in [0, 1] -> as the networks want them), `latents`
       (n -> noise [n, latent_dim]) and `augment` (random crop and flip of a batch);
@@ -98,9 +98,9 @@ class Method(ABC):
     #: The images it trains on: those of the teacher's domain, OOD images, or none at all.
     source: ClassVar[SourceName | None] = "ood"
     #: Whether all iterations are alike, so that one can be captured as a CUDA graph.
-    uniform: ClassVar[bool] = True
+    graph_capturable: ClassVar[bool] = True
     #: Whether several processes can play it together, each on its part of every batch.
-    shareable: ClassVar[bool] = True
+    supports_ddp: ClassVar[bool] = True
     #: Images wanted at every iteration, by name.
     streams: Mapping[str, Stream]
     #: The modules that learn, by the names that turns use.
@@ -135,7 +135,7 @@ class Method(ABC):
         assert not state, f"{type(self).__name__} remembers nothing, but was given {list(state)}"
 
 
-class Probe(Protocol):
+class FeatureExtractor(Protocol):
     """Looks inside a network; what it takes is stated where it is built."""
 
     #: Of each thing that is taken, for one image: [C, H, W] or [D].
@@ -146,7 +146,7 @@ class Probe(Protocol):
         ...
 
 
-class StatisticsProbe(Protocol):
+class BatchNormStatsHook(Protocol):
     """Compares a batch with what a network's batch norms remember of their training."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[NormStatistics]]:
@@ -192,7 +192,7 @@ class Latents(RandomState):
         return torch.randn(shape, device=self.device, generator=self.rng)[self.part]
 
 
-def lessons(
+def distillation_batches(
     teacher: nn.Module,
     images_of: Callable[[int], Tensor],
     steps: int,

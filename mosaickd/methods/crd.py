@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count, Fraction, NonNegative, Positive
+from mosaickd.constraints import Count, Fraction, NonNegative, Positive
 from mosaickd.losses import dot_products, kl_divergence, noise_contrast
-from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Stream, Turn
+from mosaickd.methods.base import Batch, FeatureExtractor, Loss, Method, SourceName, Stream, Turn
 
 
 class CRD(Method):
@@ -30,8 +30,8 @@ class CRD(Method):
         *,
         student: nn.Module,
         teacher: nn.Module,
-        student_embedding: Probe,
-        teacher_embedding: Probe,
+        student_embedding: FeatureExtractor,
+        teacher_embedding: FeatureExtractor,
         rng: torch.Generator,
         gather: Callable[[Tensor], Tensor],
         instances: int,

@@ -11,9 +11,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count, NonNegative, Positive
+from mosaickd.constraints import Count, NonNegative, Positive
 from mosaickd.losses import class_balance, kl_divergence, one_hot
-from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Turn, lessons
+from mosaickd.methods.base import (
+    Batch,
+    FeatureExtractor,
+    Loss,
+    Method,
+    SourceName,
+    Turn,
+    distillation_batches,
+)
 
 
 class DAFL(Method):
@@ -22,7 +30,7 @@ class DAFL(Method):
     `oh`, `balance` and `act` weigh the generator's losses: the teacher's certainty (Eq. 2), the
     balance of classes (Eq. 4), and the mean size of the teacher's embedding (Eq. 3), which real
     images make large. A term of weight 0 is not computed.
-    `teacher_at_once`: see `lessons`.
+    `teacher_at_once`: see `distillation_batches`.
     """
 
     source: ClassVar[SourceName | None] = None
@@ -32,7 +40,7 @@ class DAFL(Method):
         *,
         student: nn.Module,
         teacher: nn.Module,
-        teacher_embedding: Probe,
+        teacher_embedding: FeatureExtractor,
         generator: nn.Module,
         normalize: Callable[[Tensor], Tensor],
         latents: Callable[[int], Tensor],
@@ -69,7 +77,7 @@ class DAFL(Method):
     def turns(self, batch: Batch) -> Iterator[Turn]:
         yield Turn("generator", self.generator_losses(self.generate()))
 
-        pairs = lessons(
+        pairs = distillation_batches(
             self.teacher, lambda _: self.generate(), self.student_steps, self.teacher_at_once
         )
         for images, teacher in pairs:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count, NonNegative, Positive
+from mosaickd.constraints import Count, NonNegative, Positive
 from mosaickd.losses import (
     batch_norm_distance,
     cross_entropy,
@@ -22,10 +22,10 @@ from mosaickd.losses import (
 )
 from mosaickd.methods.base import (
     Batch,
+    BatchNormStatsHook,
     Loss,
     Method,
     SourceName,
-    StatisticsProbe,
     Turn,
     frozen,
 )
@@ -41,15 +41,15 @@ class DeepInversion(Method):
     """
 
     source: ClassVar[SourceName | None] = None
-    uniform: ClassVar[bool] = False
-    shareable: ClassVar[bool] = False  # the images that it optimises belong to one process
+    graph_capturable: ClassVar[bool] = False
+    supports_ddp: ClassVar[bool] = False  # the images that it optimises belong to one process
 
     def __init__(
         self,
         *,
         student: nn.Module,
         teacher: nn.Module,
-        teacher_statistics: StatisticsProbe,
+        teacher_bn_stats: BatchNormStatsHook,
         normalize: Callable[[Tensor], Tensor],
         augment: Callable[[Tensor], Tensor],
         rng: torch.Generator,
@@ -74,7 +74,7 @@ class DeepInversion(Method):
             )
         self.student = student
         self.teacher = teacher
-        self.teacher_statistics = teacher_statistics
+        self.teacher_bn_stats = teacher_bn_stats
         self.augment = augment
         self.normalize = normalize
         self.rng = rng
@@ -104,7 +104,7 @@ class DeepInversion(Method):
                 self.begin_images()
             with frozen(self.student):
                 losses = self.image_losses(self.images())
-            yield Turn("images", losses, restart=position == 0)
+            yield Turn("images", losses, reset_optimizer=position == 0)
             with torch.no_grad():  # only colours that a pixel can have
                 pixels = self.images.pixels
                 pixels.copy_(pixels.clamp(*self.limits()))
@@ -132,7 +132,7 @@ class DeepInversion(Method):
         """What teacher and student say of `images` [B, 3, H, W], normalised."""
         moved = shift_and_flip(images, images.shape[-1] // 8, self.rng)
         losses = {}
-        teacher, statistics = self.teacher_statistics(moved)
+        teacher, statistics = self.teacher_bn_stats(moved)
         if self.oh:
             losses["oh"] = Loss(cross_entropy(teacher, self.labels), self.oh)
         if self.bn:

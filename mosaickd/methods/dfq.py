@@ -11,17 +11,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count, LogBase, NonNegative, Positive
+from mosaickd.constraints import Count, LogBase, NonNegative, Positive
 from mosaickd.losses import batch_norm_distance, class_balance, kl_divergence, one_hot
 from mosaickd.methods.base import (
     Batch,
+    BatchNormStatsHook,
     Loss,
     Method,
     SourceName,
-    StatisticsProbe,
     Turn,
+    distillation_batches,
     frozen,
-    lessons,
 )
 
 
@@ -31,7 +31,7 @@ class DFQ(Method):
     `adv`, `oh`, `ie` and `bn` weigh the generator's four losses: the student's disagreement, the
     teacher's certainty, the balance of classes (its logarithm has base `log_base`), and how far
     the statistics in the teacher lie from those of its training images. A term of weight 0 is
-    not computed. `teacher_at_once`: see `lessons`.
+    not computed. `teacher_at_once`: see `distillation_batches`.
     """
 
     source: ClassVar[SourceName | None] = None
@@ -41,7 +41,7 @@ class DFQ(Method):
         *,
         student: nn.Module,
         teacher: nn.Module,
-        teacher_statistics: StatisticsProbe,
+        teacher_bn_stats: BatchNormStatsHook,
         generator: nn.Module,
         normalize: Callable[[Tensor], Tensor],
         latents: Callable[[int], Tensor],
@@ -60,7 +60,7 @@ class DFQ(Method):
             raise ValueError("method.adv, oh, ie and bn are all 0: nothing guides the generator")
         self.student = student
         self.teacher = teacher
-        self.teacher_statistics = teacher_statistics
+        self.teacher_bn_stats = teacher_bn_stats
         self.generator = generator
         self.normalize = normalize
         self.latents = latents
@@ -83,7 +83,7 @@ class DFQ(Method):
             losses = self.generator_losses(self.generate())
         yield Turn("generator", losses)
 
-        pairs = lessons(
+        pairs = distillation_batches(
             self.teacher, lambda _: self.generate(), self.student_steps, self.teacher_at_once
         )
         for images, teacher in pairs:
@@ -93,7 +93,7 @@ class DFQ(Method):
     def generator_losses(self, fakes: Tensor) -> dict[str, Loss]:
         """What teacher and student say of `fakes` [B, 3, H, W]."""
         losses = {}
-        teacher, statistics = self.teacher_statistics(fakes)
+        teacher, statistics = self.teacher_bn_stats(fakes)
         if self.adv:
             losses["adv"] = Loss(-kl_divergence(self.student(fakes), teacher), self.adv)
         if self.oh:

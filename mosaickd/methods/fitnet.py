@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count, NonNegative, Positive
+from mosaickd.constraints import Count, NonNegative, Positive
 from mosaickd.losses import kl_divergence
-from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Stream, Turn
+from mosaickd.methods.base import Batch, FeatureExtractor, Loss, Method, SourceName, Stream, Turn
 
 
 class FitNet(Method):
@@ -29,8 +29,8 @@ class FitNet(Method):
         *,
         student: nn.Module,
         teacher: nn.Module,
-        student_features: Probe,
-        teacher_features: Probe,
+        student_features: FeatureExtractor,
+        teacher_features: FeatureExtractor,
         hint: NonNegative = 100.0,
         stage: Count = 2,
         temperature: Positive = 5.0,

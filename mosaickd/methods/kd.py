@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from mosaickd.bounds import Positive
+from mosaickd.constraints import Positive
 from mosaickd.losses import kl_divergence
 from mosaickd.methods.base import Batch, Loss, Method, SourceName, Stream, Turn
 

@@ -12,9 +12,18 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count, NonNegative, Positive
-from mosaickd.losses import class_balance, kl_divergence, label_alignment, patches_judged
-from mosaickd.methods.base import Batch, Loss, Method, SourceName, Stream, Turn, frozen, lessons
+from mosaickd.constraints import Count, NonNegative, Positive
+from mosaickd.losses import class_balance, kl_divergence, label_alignment, patch_gan_loss
+from mosaickd.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    SourceName,
+    Stream,
+    Turn,
+    distillation_batches,
+    frozen,
+)
 
 
 class MosaicKD(Method):
@@ -24,7 +33,7 @@ class MosaicKD(Method):
     discriminator's); a term of weight 0 is not computed at all. Every trained network stays in
     training mode throughout, so batch-norm statistics also move in other players' turns: the
     student's in the generator's turn, the generator's in the student's. The paper's runs did so.
-    `teacher_at_once`: see `lessons`.
+    `teacher_at_once`: see `distillation_batches`.
     """
 
     def __init__(
@@ -93,8 +102,8 @@ class MosaicKD(Method):
         # ---- Patch discrimination (Eq. 2): fakes and reals in separate batch-norm batches.
         if self.local:
             (real,) = batch["real"]
-            on_fakes = patches_judged(self.discriminator(fakes.detach()), authentic=False)
-            on_reals = patches_judged(self.discriminator(real.pixels), authentic=True)
+            on_fakes = patch_gan_loss(self.discriminator(fakes.detach()), authentic=False)
+            on_reals = patch_gan_loss(self.discriminator(real.pixels), authentic=True)
             yield Turn(
                 "discriminator",
                 {"fake": Loss(on_fakes, self.local / 2), "real": Loss(on_reals, self.local / 2)},
@@ -106,7 +115,7 @@ class MosaicKD(Method):
         yield Turn("generator", losses)
 
         # ---- Distillation (Eq. 8): fresh fakes, and OOD images beside them.
-        pairs = lessons(
+        pairs = distillation_batches(
             self.teacher,
             lambda step: self.student_batch(batch, step),
             self.student_steps,
@@ -127,7 +136,7 @@ class MosaicKD(Method):
         """What the other three players say of `fakes` [B, 3, H, W]."""
         losses = {}
         if self.local:
-            judged = patches_judged(self.discriminator(fakes), authentic=True)
+            judged = patch_gan_loss(self.discriminator(fakes), authentic=True)
             losses["local"] = Loss(judged, self.local)
         if self.align or self.balance or self.adv:
             teacher = self.teacher(fakes)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from mosaickd.bounds import NonNegative, Positive
+from mosaickd.constraints import NonNegative, Positive
 from mosaickd.losses import kl_divergence, relational_angle, relational_distance
-from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Stream, Turn
+from mosaickd.methods.base import Batch, FeatureExtractor, Loss, Method, SourceName, Stream, Turn
 
 
 class RKD(Method):
@@ -24,8 +24,8 @@ class RKD(Method):
         *,
         student: nn.Module,
         teacher: nn.Module,
-        student_embedding: Probe,
-        teacher_embedding: Probe,
+        student_embedding: FeatureExtractor,
+        teacher_embedding: FeatureExtractor,
         distance: NonNegative = 25.0,
         angle: NonNegative = 50.0,
         temperature: Positive = 5.0,

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mosaickd.bounds import Fraction, NonNegative, Positive
+from mosaickd.constraints import Fraction, NonNegative, Positive
 from mosaickd.losses import cosine_similarities, cross_entropy, kl_divergence
-from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Stream, Turn
+from mosaickd.methods.base import Batch, FeatureExtractor, Loss, Method, SourceName, Stream, Turn
 
 
 class SSKD(Method):
@@ -29,15 +29,15 @@ class SSKD(Method):
     counts as right.
     """
 
-    uniform: ClassVar[bool] = False
+    graph_capturable: ClassVar[bool] = False
 
     def __init__(
         self,
         *,
         student: nn.Module,
         teacher: nn.Module,
-        student_embedding: Probe,
-        teacher_embedding: Probe,
+        student_embedding: FeatureExtractor,
+        teacher_embedding: FeatureExtractor,
         steps: int,
         kd: NonNegative = 1.0,
         tf: NonNegative = 2.7,

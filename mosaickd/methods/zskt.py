@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count, NonNegative, Positive
+from mosaickd.constraints import Count, NonNegative, Positive
 from mosaickd.losses import attention_transfer, kl_divergence
-from mosaickd.methods.base import Batch, Loss, Method, Probe, SourceName, Turn, frozen
+from mosaickd.methods.base import Batch, FeatureExtractor, Loss, Method, SourceName, Turn, frozen
 
 
 class ZSKT(Method):
@@ -31,8 +31,8 @@ class ZSKT(Method):
         *,
         student: nn.Module,
         teacher: nn.Module,
-        student_features: Probe,
-        teacher_features: Probe,
+        student_features: FeatureExtractor,
+        teacher_features: FeatureExtractor,
         generator: nn.Module,
         normalize: Callable[[Tensor], Tensor],
         latents: Callable[[int], Tensor],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count
+from mosaickd.constraints import Count
 from mosaickd.errors import UserError
 
 

@@ -7,7 +7,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count
+from mosaickd.constraints import Count
 from mosaickd.errors import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mosaickd.bounds import Count
+from mosaickd.constraints import Count
 from mosaickd.errors import UserError
 
 

@@ -5,9 +5,9 @@ python -m mosaickd.report outputs/quickstart
 
 from __future__ import annotations
 
+from mosaickd.report.labels import WORDS, describe, percent
 from mosaickd.report.results import find_results, read_result
 from mosaickd.report.terminal import console, show_run, show_sweep, sweep_table
-from mosaickd.report.words import WORDS, describe, percent
 
 __all__ = [
     "WORDS",

@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from mosaickd.report.labels import EVALUATIONS, percent, plain, short, signed
 from mosaickd.report.table import Cell, Report
 from mosaickd.report.terminal import mean_of, with_spread
-from mosaickd.report.words import EVALUATIONS, percent, plain, short, signed
 
 
 def title(report: Report) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from mosaickd.errors import printable
 from mosaickd.report.contents import read_json
+from mosaickd.report.labels import shown
 from mosaickd.report.results import Run
-from mosaickd.report.words import shown
 
 #: Settings that may differ: where files lie, and how the arithmetic is done.
 ALIKE = ("seed", "train.precision", "train.channels_last", "train.compile", "train.cuda_graph",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from mosaickd.report.labels import images, short
 from mosaickd.report.results import Run
-from mosaickd.report.words import images, short
 
 DATASET = "cifar100"
 ORIGINAL = "cifar100 (original)"

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from mosaickd.report.labels import short
 from mosaickd.report.results import evaluations
 from mosaickd.report.table import Cell, PlainRow, Report
-from mosaickd.report.words import short
 
 #: Lines that a panel holds before it becomes hard to read.
 LINES = 8

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.errors import UserError, printable
 from mosaickd.report.finding import check_folders, files_below, linked_folders
 
@@ -237,7 +237,7 @@ def collect(roots: Sequence[Path]) -> Found:
 
 
 def metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, by the names of `vocabulary`; a kill may have cut one
+    """The lines of a run's metrics.jsonl, by the names of `metric_names`; a kill may have cut one
     short."""
     path = folder / "metrics.jsonl"
     try:
@@ -253,20 +253,20 @@ def metrics(folder: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        step = record.get(vocabulary.STEP) if isinstance(record, dict) else None
+        step = record.get(metric_names.STEP) if isinstance(record, dict) else None
         if type(step) is int and 0 < step < LARGE:
-            yield vocabulary.renamed(record)
+            yield metric_names.renamed(record)
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:
     """(step, accuracy in percent) of each evaluation, in order."""
     by_step = {
-        record[vocabulary.STEP]: float(record[vocabulary.TOP1])
+        record[metric_names.STEP]: float(record[metric_names.TOP1])
         for record in metrics(folder)
-        if _is_number(record.get(vocabulary.TOP1)) and 0 <= record[vocabulary.TOP1] <= 100
+        if _is_number(record.get(metric_names.TOP1)) and 0 <= record[metric_names.TOP1] <= 100
     }
     return sorted(by_step.items())
 
 
 def last_step(folder: Path) -> int:
-    return max((record[vocabulary.STEP] for record in metrics(folder)), default=0)
+    return max((record[metric_names.STEP] for record in metrics(folder)), default=0)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mosaickd.report.finding import about_links
+from mosaickd.report.labels import describe, images, shown, times
 from mosaickd.report.mixed import mixed
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
 from mosaickd.report.results import Found, Run, last_step
 from mosaickd.report.run_files import under_way
-from mosaickd.report.words import describe, images, shown, times
 
 KILLED = "no process holds its folder; the same command goes on"
 #: Accuracies of one teacher that differ by less were measured on different devices: these round a

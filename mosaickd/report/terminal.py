@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mosaickd.report.labels import EVALUATIONS, describe, percent, plain, short, signed
 from mosaickd.report.results import Found, collect, read_result, to_run
 from mosaickd.report.table import (
     Cell,
@@ -20,7 +21,6 @@ from mosaickd.report.table import (
     plain_rows,
     problems_of,
 )
-from mosaickd.report.words import EVALUATIONS, describe, percent, plain, short, signed
 
 #: Columns that a plain table has room for; with more seeds they stand in one column.
 SEED_COLUMNS = 6

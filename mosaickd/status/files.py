@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.errors import printable
 from mosaickd.report.contents import content
 from mosaickd.report.finding import CONFIG, LOG, METRICS
@@ -30,7 +30,7 @@ def last_metrics(folder: Path) -> list[dict[str, Any]]:
     while True:
         end = end_of(folder, METRICS, size, links=True)
         lines = [*_records(end)]
-        evaluated = any(percentage(line.get(vocabulary.TOP1)) is not None for line in lines)
+        evaluated = any(percentage(line.get(metric_names.TOP1)) is not None for line in lines)
         if evaluated or size >= LONGEST_TAIL or len(end) < size // 2:
             return lines
         size *= 8
@@ -42,9 +42,9 @@ def _records(text: bytes) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue  # a kill may have cut it short
-        step = record.get(vocabulary.STEP) if isinstance(record, dict) else None
+        step = record.get(metric_names.STEP) if isinstance(record, dict) else None
         if type(step) is int and 0 < step < LARGE:
-            yield vocabulary.renamed(record)
+            yield metric_names.renamed(record)
 
 
 def number(value: Any) -> float | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.errors import UserError, printable
 from mosaickd.locks import HEARTBEAT, LEASE, Holder, holder
 from mosaickd.report.contents import written
@@ -155,11 +155,11 @@ def _measured(lines: list[dict[str, Any]]) -> dict[str, Any]:
         values = (kind(line.get(name)) for line in reversed(lines))
         return next((value for value in values if value is not None), None)
 
-    seconds = latest(vocabulary.SECONDS_PER_STEP)
+    seconds = latest(metric_names.SECONDS_PER_STEP)
     return {
-        "step": lines[-1][vocabulary.STEP] if lines else None,
-        "accuracy": latest(vocabulary.TOP1, percentage),
-        "best": latest(vocabulary.BEST, percentage),
+        "step": lines[-1][metric_names.STEP] if lines else None,
+        "accuracy": latest(metric_names.TOP1, percentage),
+        "best": latest(metric_names.BEST, percentage),
         "seconds_per_step": seconds if seconds is not None and seconds > 0 else None,
     }
 
@@ -218,7 +218,7 @@ def _beginning(known: Row, held: Holder) -> Row:
         own = (makes.pid, makes.host) == (held.pid, held.host)
         lines = last_metrics(place)
         result, _ = _result(place)
-        step = lines[-1][vocabulary.STEP] if lines else None
+        step = lines[-1][metric_names.STEP] if lines else None
         total = result.total_steps if result else None
         doing = "training its teacher" if own else "waiting for its teacher"
         if step is not None:
@@ -252,7 +252,7 @@ def _plain(name: str) -> bool:
 
 def _logged_at(lines: list[dict[str, Any]], folder: Path) -> float | None:
     """When the last line of the metrics was written: older versions didn't say."""
-    told = number(lines[-1].get(vocabulary.TIME)) if lines else None
+    told = number(lines[-1].get(metric_names.TIME)) if lines else None
     signs = [told, written(folder / METRICS)]
     return max([t for t in signs if t is not None], default=None)
 
@@ -260,9 +260,9 @@ def _logged_at(lines: list[dict[str, Any]], folder: Path) -> float | None:
 def _times(lines: list[dict[str, Any]]) -> list[tuple[float, bool, int]]:
     """(time, whether it is an evaluation, step) of the lines that tell the time."""
     return [
-        (at, vocabulary.TOP1 in line, line[vocabulary.STEP])
+        (at, metric_names.TOP1 in line, line[metric_names.STEP])
         for line in lines
-        if (at := number(line.get(vocabulary.TIME))) is not None
+        if (at := number(line.get(metric_names.TIME))) is not None
     ]
 
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import REPO, Cli
 from weights_and_biases import KEY, Server, refusing
 
-from mosaickd import dashboard, vocabulary
+from mosaickd import dashboard, metric_names
 from mosaickd.report.paper import table1
 
 
@@ -48,7 +48,7 @@ def shown(panel: dict[str, Any]) -> set[str]:
     return names
 
 
-#: As in `vocabulary`, of players that there are.
+#: As in `metric_names`, of players that there are.
 LOGGED = {
     f"{kind}/{player}/any"
     for kind in ("loss", "weighted")
@@ -71,11 +71,11 @@ def test_a_dry_run_prints_the_view_without_network_or_account(cli: Cli) -> None:
         assert names == {f"loss/{player}/any", f"weighted/{player}/any", f"lr/{player}"}
     every = [panel for section in sections.values() for panel in section]
     names = {name for panel in every for name in shown(panel)}
-    said = {name for name in vocabulary.METRICS if "PLAYER" not in name}
-    of_a_summary = {vocabulary.BEST_STEP, vocabulary.TEACHER, vocabulary.PER_CLASS}
+    said = {name for name in metric_names.METRICS if "PLAYER" not in name}
+    of_a_summary = {metric_names.BEST_STEP, metric_names.TEACHER, metric_names.PER_CLASS}
     assert said - of_a_summary <= names, "a metric that no panel shows"
     assert {n for n in names if not n.startswith(("loss/", "weighted/", "lr/"))} <= said
-    assert vocabulary.PER_CLASS in json.dumps(sections["Accuracy by class"])
+    assert metric_names.PER_CLASS in json.dumps(sections["Accuracy by class"])
     curves = [panel["config"] for panel in every if "Line Plot" in panel["viewType"]]
     assert curves
     assert {config["xAxis"] for config in curves} == {"_step"}

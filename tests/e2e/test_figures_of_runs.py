@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from mosaickd.errors import UserError
 from mosaickd.figures.__main__ import main
-from mosaickd.revive import Revived
+from mosaickd.loaded_run import LoadedRun
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_a_revived_run_makes_what_it_made(played: Path) -> None:
     from mosaickd.methods.base import Latents
     from mosaickd.report.sample_grids import newest
 
-    revived = Revived(played, device="cpu")
+    revived = LoadedRun(played, device="cpu")
     seed = derived_seed(revived.cfg.seed, "samples")
     noise = Latents(revived.parts.latents.dim, torch.device("cpu"), seed)(100)
     with torch.no_grad():
@@ -103,17 +103,17 @@ def test_a_revived_run_makes_what_it_made(played: Path) -> None:
 def test_other_images_are_not_taken_for_the_runs(run: Path) -> None:
     change(run, "ood.limit", 200)
     with pytest.raises(UserError, match="these are not its images"):
-        Revived(run)
+        LoadedRun(run)
 
 
 def test_another_teacher_is_not_taken_for_the_runs(run: Path, tmp_path: Path) -> None:
     result = read_json(run / "result.json") | {"teacher_fingerprint": "0" * 16}
     (run / "result.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match="not its teacher"):
-        Revived(run)
+        LoadedRun(run)
     change(run, "teacher.checkpoint", str(tmp_path / "gone.safetensors"))
     with pytest.raises(UserError, match=r"gone\.safetensors"):
-        Revived(run)
+        LoadedRun(run)
 
 
 def test_a_foreign_config_builds_nothing_that_was_not_allowed(run: Path, tmp_path: Path) -> None:
@@ -121,10 +121,10 @@ def test_a_foreign_config_builds_nothing_that_was_not_allowed(run: Path, tmp_pat
     mark = tmp_path / "mark"
     change(run, "student", {"_target_": "os.mkdir", "path": str(mark), "name": "wrn16_1"})
     with pytest.raises(UserError, match="os"):
-        Revived(run)
+        LoadedRun(run)
     change(run, "allow_targets", ["os"])
     with pytest.raises(UserError, match="os"):
-        Revived(run)
+        LoadedRun(run)
     assert not mark.exists()
 
 
@@ -132,13 +132,13 @@ def test_a_foreign_config_builds_nothing_that_was_not_allowed(run: Path, tmp_pat
 def test_a_config_that_is_none_is_told(content: str, run: Path) -> None:
     (run / ".hydra" / "config.yaml").write_text(content)
     with pytest.raises(UserError):
-        Revived(run)
+        LoadedRun(run)
 
 
 def test_a_run_without_its_checkpoint_has_no_generator(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint"):
-        Revived(run).synthetic(5)
+        LoadedRun(run).synthetic(5)
 
 
 def test_a_run_without_a_generator_is_drawn_without(

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mosaickd.command_line import GROUPS, choices_of
+from mosaickd.cli import GROUPS, choices_of
 from mosaickd.models.weights import save_weights
 from mosaickd.models.wresnet import WideResNet
 
@@ -314,17 +314,17 @@ class Editor:
 
 def stop_after_the_first_iteration() -> None:
     """In the process of a command: one iteration, and no more memory than a laptop has."""
-    from mosaickd.engine.loop import Loop
+    from mosaickd.engine.loop import TrainingLoop
 
-    play = Loop.play
+    play = TrainingLoop.play
 
-    def once(self: Loop) -> None:
+    def once(self: TrainingLoop) -> None:
         signal.signal(signal.SIGALRM, lambda *_: os._exit(STARTED))
         signal.alarm(5)  # student_steps=1000000000 has begun, too
         play(self)
         sys.exit(STARTED)
 
-    Loop.play = once  # type: ignore[method-assign]
+    TrainingLoop.play = once  # type: ignore[method-assign]
     torch._dynamo.config.disable = True  # compiling takes longer than the limit
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -14,13 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from mosaickd import config
 from mosaickd.build import build_players
+from mosaickd.components import Parts
+from mosaickd.config import schema as config
 from mosaickd.engine.device import compile_network
-from mosaickd.engine.game import Game
+from mosaickd.engine.trainer import Trainer
 from mosaickd.methods.base import Images
 from mosaickd.models.wresnet import WideResNet
-from mosaickd.parts import Parts
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +135,7 @@ def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
     for compiled in (False, True):
         method: Any = parts_of("dfq", compiled=compiled).method
         seen = images().requires_grad_()
-        logits, statistics = method.teacher_statistics(seen)
+        logits, statistics = method.teacher_bn_stats(seen)
         (slope,) = torch.autograd.grad(sum(var.sum() for _, var, _, _ in statistics), seen)
         taken.append([logits, slope, *(tensor for layer in statistics for tensor in layer)])
     assert_all_compiled()
@@ -147,7 +147,7 @@ def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
 def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
     """All of four iterations: who, what, how much."""
     parts = parts_of(method, compiled=compiled)
-    game = Game(parts.method, build_players(parts.cfg, parts.method, STEPS))
+    game = Trainer(parts.method, build_players(parts.cfg, parts.method, STEPS))
     game.train()
     found = []
     for step in range(STEPS):

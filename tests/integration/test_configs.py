@@ -11,9 +11,9 @@ import pytest
 from composing import cells, check, choices, composed, composing, own
 from omegaconf import DictConfig
 
-from mosaickd.config import CONF, SWEEPS, images_of, needs
+from mosaickd.config.run_key import identity, variant
+from mosaickd.config.schema import CONF, SWEEPS, images_of, needs
 from mosaickd.errors import UserError
-from mosaickd.identity import identity, variant
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
 from mosaickd.report.results import Run, to_run
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mosaickd.data.loader import Normalize
-from mosaickd.engine.game import Game, Played
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
+from mosaickd.engine.trainer import StepOutput, Trainer
 from mosaickd.methods.base import Images
 from mosaickd.methods.dfq import DFQ
 from mosaickd.methods.kd import KD
 from mosaickd.methods.mosaic import MosaicKD
 from mosaickd.models.discriminator import PatchDiscriminator
+from mosaickd.models.features import BatchNormStatsHook
 from mosaickd.models.generator import Generator
-from mosaickd.models.probes import StatisticsProbe
 from mosaickd.models.wresnet import WideResNet
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -58,7 +58,7 @@ def classifier() -> WideResNet:
     return WideResNet(depth=16, widen_factor=1, num_classes=10)
 
 
-def totals(played: list[Played]) -> list[float]:
+def totals(played: list[StepOutput]) -> list[float]:
     """The weighted sum of each turn, which is what `backward()` was called on."""
     return [
         sum(float(value) * turn.weights[name] for name, value in turn.losses.items())
@@ -127,7 +127,7 @@ def test_mosaic_replays_the_authors_losses_and_weights() -> None:
         "generator": Player(generator, ADAM, cosine, steps=steps),
         "discriminator": Player(discriminator, ADAM, cosine, steps=steps),
     }
-    game = Game(method, players)
+    game = Trainer(method, players)
     game.train()
 
     seen = []
@@ -151,7 +151,7 @@ def test_kd_replays_the_authors_losses_and_weights() -> None:
     student = record.network(classifier(), "student_before")
     teacher = record.network(classifier(), "teacher").requires_grad_(False).eval()
     method = KD(student=student, teacher=teacher, temperature=record.settings["T"])
-    game = Game(method, {"student": Player(student, SGD, cosine, steps=8)})
+    game = Trainer(method, {"student": Player(student, SGD, cosine, steps=8)})
     game.train()
 
     errors = []
@@ -177,7 +177,7 @@ def test_dfq_replays_the_authors_losses_and_weights() -> None:
     method = DFQ(
         student=student,
         teacher=teacher,
-        teacher_statistics=StatisticsProbe(teacher, what="the teacher"),
+        teacher_bn_stats=BatchNormStatsHook(teacher, what="the teacher"),
         generator=generator,
         normalize=Normalize(*CIFAR100),
         latents=lambda count: next(noise),
@@ -189,7 +189,7 @@ def test_dfq_replays_the_authors_losses_and_weights() -> None:
         "generator": Player(generator, adam, cosine, steps=200),
         "student": Player(student, partial(adam, weight_decay=1e-4), cosine, steps=200),
     }
-    game = Game(method, players)
+    game = Trainer(method, players)
     game.train()
 
     errors = []

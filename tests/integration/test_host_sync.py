@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from mosaickd.data.loader import BalancedLoader, ResidentLoader
 from mosaickd.data.source import ImageSet
-from mosaickd.engine.game import Game
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
+from mosaickd.engine.trainer import Trainer
 from mosaickd.methods.base import Images
 from mosaickd.methods.scratch import Scratch
 
@@ -78,13 +78,13 @@ def test_a_method_that_waits_is_found() -> None:
         player = Player(method.student, UNFUSED, cosine, steps=9)
         images = Images(torch.randn(BATCH, 3, SIZE, SIZE), torch.zeros(BATCH, dtype=torch.int64))
         with pytest.raises(DataDependentOutputException):
-            Game(method, {"student": player}).iterate({"labelled": [images]})
+            Trainer(method, {"student": player}).iterate({"labelled": [images]})
 
 
 def test_a_loader_that_waits_is_found() -> None:
     class Waits(ResidentLoader):
-        def draw(self) -> Tensor:
-            index = super().draw()
+        def sample_indices(self) -> Tensor:
+            index = super().sample_indices()
             return index[: int(index.max())]
 
     data = ImageSet(torch.zeros(9, 3, SIZE, SIZE, dtype=torch.uint8), torch.zeros(9).long(), ["a"])

@@ -16,13 +16,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file
 
-from mosaickd import config, teachers, vocabulary
+from mosaickd import metric_names, teachers
+from mosaickd.config import schema as config
+from mosaickd.config.validation import validate
 from mosaickd.engine.checkpoint import load_checkpoint
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.errors import UserError
 from mosaickd.launch import run
 from mosaickd.report import find_results
-from mosaickd.validation import validate
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -127,7 +128,7 @@ LOSSES = {
 
 #: What any metric may be called.
 VOCABULARY = re.compile(
-    "|".join(re.sub("PLAYER|NAME", r"[a-z0-9_]+", name) for name in vocabulary.METRICS)
+    "|".join(re.sub("PLAYER|NAME", r"[a-z0-9_]+", name) for name in metric_names.METRICS)
 )
 
 
@@ -170,14 +171,14 @@ def test_a_few_steps_of_each_method(house: House, method: str) -> None:
     assert {name for record in records for name in losses(record)} == LOSSES[method]
     for record in records:
         assert all(abs(value) < 1e4 for value in losses(record).values()), record
-    evaluations = [r for r in house.metrics(folder) if vocabulary.TOP1 in r]
+    evaluations = [r for r in house.metrics(folder) if metric_names.TOP1 in r]
     assert [r["step"] for r in evaluations] == [2, 4]
     players = {name.split("/")[0] for name in LOSSES[method]}
     logged = {name for record in house.metrics(folder) for name in record}
     assert {name for name in logged if name.startswith("lr/")} == {f"lr/{p}" for p in players}
-    unknown = logged - {vocabulary.STEP, vocabulary.TIME}
+    unknown = logged - {metric_names.STEP, metric_names.TIME}
     assert not {name for name in unknown if not VOCABULARY.fullmatch(name)}
-    assert (vocabulary.FAKE_CLASSES in logged) == (drawn_by(method) == 2)
+    assert (metric_names.FAKE_CLASSES in logged) == (drawn_by(method) == 2)
     assert (house.root / folder / "checkpoints" / "last.pt").exists()
     assert (house.root / folder / "checkpoints" / "best.safetensors").exists()
     drawn = sorted(p.name for p in (house.root / folder).glob("samples/*.png"))

@@ -11,8 +11,8 @@ from composing import check, choices, composed, composing
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from mosaickd.config import CONF
-from mosaickd.identity import variant
+from mosaickd.config.run_key import variant
+from mosaickd.config.schema import CONF
 
 SGD, ADAM = "torch.optim.SGD", "torch.optim.Adam"
 VANILLA: dict[str, Any] = {  # KD's schedule, also for those that the table compares with it

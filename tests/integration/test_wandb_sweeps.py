@@ -17,9 +17,10 @@ from conftest import Cli, Tiny, read_json
 from omegaconf import DictConfig, OmegaConf
 from weights_and_biases import offline_runs
 
-from mosaickd import config, vocabulary
-from mosaickd.config import SWEEPS
-from mosaickd.identity import identity, variant
+from mosaickd import metric_names
+from mosaickd.config import schema as config
+from mosaickd.config.run_key import identity, variant
+from mosaickd.config.schema import SWEEPS
 
 FILES = sorted((SWEEPS / "wandb").glob("*.yaml"))
 GRIDS = [path for path in FILES if path.stem.startswith("table1_")]
@@ -111,7 +112,7 @@ def test_a_definition_opens_with_its_commands_and_asks_for_what_a_summary_holds(
     assert "# wandb agent " in text
     assert definition["name"] == path.stem
     assert definition["project"] == OmegaConf.load(config.CONF / "tracker/wandb.yaml").project
-    assert definition["metric"] == {"name": vocabulary.TOP1, "goal": "maximize"}
+    assert definition["metric"] == {"name": metric_names.TOP1, "goal": "maximize"}
     assert "early_terminate" not in definition
 
 

@@ -24,7 +24,7 @@ METHODS = {m for m in MODULES if m.startswith("mosaickd.methods.") and m != "mos
 ALLOWED = {
     "errors": set[str](),
     "bounds": set[str](),
-    "vocabulary": set[str](),
+    "metric_names": set[str](),
     "durations": set[str](),
     "programs": {"errors"},
     "account": set[str](),
@@ -39,13 +39,13 @@ ALLOWED = {
     "models": {"errors", "files", "bounds", "torch_file"},
     "methods": {"losses", "bounds", "errors"},
     "engine": {
-        *("methods.base", "vocabulary", "durations", "account"),
+        *("methods.base", "metric_names", "durations", "account"),
         *("bounds", "errors", "files", "locks", "torch_file"),
     },
-    "report": {"errors", "programs", "locks", "vocabulary", "durations"},
-    "figures": {"errors", "programs", "files", "report", "vocabulary", "revive"},
-    "status": {"errors", "programs", "report", "vocabulary", "locks", "durations"},
-    "dashboard": {"errors", "programs", "report.paper", "report.words", "vocabulary", "account"},
+    "report": {"errors", "programs", "locks", "metric_names", "durations"},
+    "figures": {"errors", "programs", "files", "report", "metric_names", "revive"},
+    "status": {"errors", "programs", "report", "metric_names", "locks", "durations"},
+    "dashboard": {"errors", "programs", "report.paper", "report.words", "metric_names", "account"},
 }
 #: Above all others: what reads commands and configs, and what builds a run by them.
 ABOVE = {
@@ -131,7 +131,7 @@ def test_reports_read_files_only(module: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("mosaickd.config", "mosaickd.command_line", "mosaickd.report"),
+        *("mosaickd.config.schema", "mosaickd.cli", "mosaickd.report"),
         "mosaickd.status.__main__",
     ],
 )

@@ -9,8 +9,8 @@ from composing import asked, composing
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from mosaickd import config
-from mosaickd.validation import validate
+from mosaickd.config import schema as config
+from mosaickd.config.validation import validate
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 from composing import asked, composing
 
-from mosaickd.identity import config_hash, differences, identity
+from mosaickd.config.run_key import config_hash, differences, identity
 
 
 @pytest.fixture(autouse=True, scope="module")

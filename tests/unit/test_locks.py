@@ -18,7 +18,7 @@ from conftest import REPO
 
 from mosaickd import locks
 from mosaickd.errors import UserError
-from mosaickd.locks import OWNER, InUse, Lost, check_owned, one_maker, owned
+from mosaickd.locks import OWNER, InUse, Lost, build_lock, check_run_lock, owned
 
 HOLD = """
 import sys
@@ -105,7 +105,7 @@ def test_a_process_elsewhere_that_died_is_succeeded_whatever_the_clocks_say(
     began = time.monotonic()
     with owned(tmp_path):
         assert time.monotonic() - began >= 1.0, "not before it has been silent for the whole lease"
-        check_owned(tmp_path)
+        check_run_lock(tmp_path)
 
 
 def test_a_mark_that_was_left_half_written_is_no_obstacle(tmp_path: Path) -> None:
@@ -117,11 +117,11 @@ def test_a_mark_that_was_left_half_written_is_no_obstacle(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("impatient")
 def test_who_was_succeeded_notices(tmp_path: Path) -> None:
     with owned(tmp_path):
-        check_owned(tmp_path)
+        check_run_lock(tmp_path)
         (tmp_path / OWNER).unlink()
         elsewhere(tmp_path)
         with pytest.raises(Lost, match="process 7 on faraway has taken it over"):
-            check_owned(tmp_path)
+            check_run_lock(tmp_path)
     assert "faraway" in (tmp_path / OWNER).read_text(), "the mark is its successor's to remove"
 
 
@@ -130,9 +130,9 @@ def test_who_owns_a_folder_that_is_gone_notices(tmp_path: Path) -> None:
     with owned(folder):
         shutil.rmtree(folder)
         with pytest.raises(Lost, match="is gone"):
-            check_owned(folder)
+            check_run_lock(folder)
     assert not folder.exists()
-    check_owned(folder)  # nobody's
+    check_run_lock(folder)  # nobody's
 
 
 def test_makers_wait_for_each_other_and_take_over_from_one_that_was_killed(
@@ -142,10 +142,10 @@ def test_makers_wait_for_each_other_and_take_over_from_one_that_was_killed(
     done: list[str] = []
 
     def make() -> None:
-        with one_maker(path, "the images"):
+        with build_lock(path, "the images"):
             done.append("made")
 
-    with holding(path, "one_maker", ", 'the images'") as other, caplog.at_level("INFO"):
+    with holding(path, "build_lock", ", 'the images'") as other, caplog.at_level("INFO"):
         waiting = threading.Thread(target=make)
         waiting.start()
         time.sleep(0.5)

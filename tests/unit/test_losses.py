@@ -15,7 +15,7 @@ from mosaickd.losses import (
     entropy,
     kl_divergence,
     label_alignment,
-    patches_judged,
+    patch_gan_loss,
 )
 
 BATCH, CLASSES = 6, 10
@@ -96,11 +96,11 @@ def test_patches_are_summed_and_divided_by_the_batch_alone(authentic: bool) -> N
     sign = -1 if authentic else 1
     softplus = [math.log1p(math.exp(sign * value)) for value in logits.double().flatten().tolist()]
     expected = sum(softplus) / 5
-    assert patches_judged(logits, authentic=authentic).item() == pytest.approx(expected, rel=1e-5)
+    assert patch_gan_loss(logits, authentic=authentic).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_undecided_patch_costs_ln_2() -> None:
-    assert patches_judged(torch.zeros(3, 1, 8, 8), True).item() == pytest.approx(64 * math.log(2))
+    assert patch_gan_loss(torch.zeros(3, 1, 8, 8), True).item() == pytest.approx(64 * math.log(2))
 
 
 SURE = torch.tensor([[300.0, 0.0, -300.0], [250.0, 0.0, 0.0]])  # probabilities of exactly 0
@@ -158,7 +158,7 @@ def test_bfloat16_logits_are_computed_with_in_float32(logits: tuple[Tensor, Tens
         (cross_entropy(student, labels), cross_entropy(student.float(), labels)),
         (entropy(teacher), entropy(teacher.float())),
         (class_balance(teacher), class_balance(teacher.float())),
-        (patches_judged(patches, True), patches_judged(patches.float(), True)),
+        (patch_gan_loss(patches, True), patch_gan_loss(patches.float(), True)),
     ):
         assert half.dtype == torch.float32
         assert torch.equal(half, full)

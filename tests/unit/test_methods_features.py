@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from mosaickd.losses import kl_divergence, relational_angle, relational_distance
 from mosaickd.methods.fitnet import FitNet, Regressor
-from mosaickd.models.probes import Probe
+from mosaickd.models.features import FeatureExtractor
 
 CONF = Path(__file__).parents[2] / "conf/model"
 
 
-def features_of(name: str, size: int) -> Probe:
+def features_of(name: str, size: int) -> FeatureExtractor:
     """A look at the features that a model of conf/model names; shapes only, no weights."""
     config: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     features = config.pop("features")
@@ -29,7 +29,9 @@ def features_of(name: str, size: int) -> Probe:
         del config[key]
     with torch.device("meta"):
         network = instantiate(config, num_classes=4, _convert_="all")
-        return Probe(network, features, example=torch.zeros(1, 3, size, size), setting="features")
+        return FeatureExtractor(
+            network, features, example=torch.zeros(1, 3, size, size), setting="features"
+        )
 
 
 # --------------------------------------------------------------------------------------- Balanced

@@ -16,8 +16,8 @@ import pytest
 from test_report import write
 
 from mosaickd.report.__main__ import main
+from mosaickd.report.labels import signed
 from mosaickd.report.paper import ORIGINAL, table1
-from mosaickd.report.words import signed
 
 Capture = pytest.CaptureFixture[str]
 PAIRS = ["resnet34-resnet18", "vgg11-resnet18", "wrn40_2-wrn16_1", "wrn40_2-wrn40_1",

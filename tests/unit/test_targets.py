@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from mosaickd.config.targets import check_targets
 from mosaickd.errors import UserError
-from mosaickd.targets import check_targets
 
 
 def complaint(name: Any, *allowed: str) -> str:
@@ -38,7 +38,7 @@ def test_parts_of_a_run(name: str) -> None:
         "torch.nn.parallel.DataParallel", "torch.nn.Linear.__init__",
         "torch.optim.Optimizer.load_state_dict",
         "torchvision.models.get_weight", "torchvision.models.list_models",
-        "mosaickd.run_folder.clear", "mosaickd.data.prepare.prepare", "mosaickd.data.cache.cached",
+        "mosaickd.run_dir.clear", "mosaickd.data.prepare.prepare", "mosaickd.data.cache.cached",
         "mosaickd.models.weights.save_weights", "mosaickd.methods.base.Stream",
     ],
 )  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 from composing import asked, composing
 from omegaconf import DictConfig, OmegaConf
 
-from mosaickd.bounds import Count, Fraction, NonNegative, Positive, Range
+from mosaickd.config.validation import check_node, validate, violation
+from mosaickd.constraints import Count, Fraction, NonNegative, Positive, Range
 from mosaickd.errors import UserError
-from mosaickd.validation import check_node, validate, violation
 
 HERE = __name__
 

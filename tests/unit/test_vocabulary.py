@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 
 TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 
@@ -15,16 +15,16 @@ def test_the_table_is_the_vocabulary() -> None:
     table = TEXT.partition("| metric |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| (.+) \|$", table, re.MULTILINE)
     assert [(name, (unit.strip(), words)) for name, unit, words in rows] == [
-        (name, said) for name, said in vocabulary.METRICS.items()
+        (name, said) for name, said in metric_names.METRICS.items()
     ]
 
 
 def test_every_name_in_the_code_is_in_the_vocabulary() -> None:
     apart = {"STEP", "TIME", "LOSS", "WEIGHTED", "LEARNING_RATE"}
-    names = {n: value for n, value in vars(vocabulary).items() if n.isupper() and n not in apart}
+    names = {n: value for n, value in vars(metric_names).items() if n.isupper() and n not in apart}
     known = {value for value in names.values() if isinstance(value, str)}
-    patterns = {name for name in vocabulary.METRICS if "PLAYER" in name}
-    assert known | patterns == set(vocabulary.METRICS)
-    player_and_name = vocabulary.loss("PLAYER/NAME"), vocabulary.weighted("PLAYER/NAME")
-    assert {*player_and_name, vocabulary.learning_rate("PLAYER")} == patterns
-    assert set(vocabulary.FORMER.values()) <= known | {"loss", "weighted", "lr"}
+    patterns = {name for name in metric_names.METRICS if "PLAYER" in name}
+    assert known | patterns == set(metric_names.METRICS)
+    player_and_name = metric_names.loss("PLAYER/NAME"), metric_names.weighted("PLAYER/NAME")
+    assert {*player_and_name, metric_names.learning_rate("PLAYER")} == patterns
+    assert set(metric_names.FORMER.values()) <= known | {"loss", "weighted", "lr"}

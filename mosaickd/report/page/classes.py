@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mosaickd.errors import printable
 from mosaickd.report.contents import read_json
+from mosaickd.report.labels import times
 from mosaickd.report.page.markup import escape, open_table
-from mosaickd.report.words import times
 
 #: Classes that a table lists, and from how many on it is folded.
 LISTED, FOLDED = 1000, 12

@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 
 from mosaickd.errors import printable
+from mosaickd.report.labels import EVALUATIONS, shown, times
 from mosaickd.report.page import sweep_page
 from mosaickd.report.page.markup import escape
 from mosaickd.report.page.pictures import Budget
 from mosaickd.report.page.run_page import ALONE, FOLDED, RunPage
 from mosaickd.report.run_files import Entry, signature
 from mosaickd.report.table import Report
-from mosaickd.report.words import EVALUATIONS, shown, times
 
 #: Nothing is loaded, and nothing runs but the one script that the page has, also if something
 #: should slip through. {hash}: of that script.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.report.page.charts import Series, draw_rows, draw_together, told
 from mosaickd.report.page.markup import figure
 from mosaickd.report.page.series import Measured, Points
@@ -12,13 +12,13 @@ from mosaickd.report.page.series import Measured, Points
 #: Metrics that stand below each other in a figure: its title, and of each a label and a unit.
 GROUPS = {
     "Synthetic images": {
-        vocabulary.FAKE_CLASSES_SEEN: ("classes seen", ""),
-        vocabulary.FAKE_CONFIDENCE: ("the teacher's confidence", ""),
+        metric_names.FAKE_CLASSES_SEEN: ("classes seen", ""),
+        metric_names.FAKE_CONFIDENCE: ("the teacher's confidence", ""),
     },
     "Speed and memory": {
-        vocabulary.IMAGES_PER_SECOND: ("images per second", ""),
-        vocabulary.SECONDS_PER_STEP: ("seconds per step", "s"),
-        vocabulary.PEAK_MEMORY: ("peak memory", "MB"),
+        metric_names.IMAGES_PER_SECOND: ("images per second", ""),
+        metric_names.SECONDS_PER_STEP: ("seconds per step", "s"),
+        metric_names.PEAK_MEMORY: ("peak memory", "MB"),
     },
 }
 
@@ -26,7 +26,7 @@ GROUPS = {
 def figures(numbers: Measured, teacher: float | None, most: int) -> list[str]:
     """All that was measured; nothing for what was not. most: points a curve."""
     drawn = [*_accuracy(numbers, teacher, most), *_losses(numbers, most)]
-    if rates := _series(numbers.of(vocabulary.LEARNING_RATE)):
+    if rates := _series(numbers.of(metric_names.LEARNING_RATE)):
         drawn.append(_rows("Learning rates", rates, numbers.last_step, most))
     for title, wanted in GROUPS.items():
         found = [
@@ -40,7 +40,7 @@ def figures(numbers: Measured, teacher: float | None, most: int) -> list[str]:
 
 
 def _accuracy(numbers: Measured, teacher: float | None, most: int) -> list[str]:
-    labels = {vocabulary.TOP1: "top-1", vocabulary.TOP5: "top-5"}
+    labels = {metric_names.TOP1: "top-1", metric_names.TOP5: "top-5"}
     found = [
         Series(label, numbers.points[metric], "%", i)
         for i, (metric, label) in enumerate(labels.items())
@@ -57,7 +57,7 @@ def _accuracy(numbers: Measured, teacher: float | None, most: int) -> list[str]:
 
 def _losses(numbers: Measured, most: int) -> list[str]:
     """Of each player its losses, each on its own scale, and weighted, all on one."""
-    raw, weighted = (numbers.of(kind) for kind in (vocabulary.LOSS, vocabulary.WEIGHTED))
+    raw, weighted = (numbers.of(kind) for kind in (metric_names.LOSS, metric_names.WEIGHTED))
     drawn = []
     for player in dict.fromkeys(name.partition("/")[0] for name in raw):
         own, sum_of = (

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.durations import duration
 from mosaickd.errors import printable
 from mosaickd.report.contents import tail, text, written
+from mosaickd.report.labels import describe, percent, shown, times
 from mosaickd.report.page import classes as by_class
 from mosaickd.report.page import run_curves
 from mosaickd.report.page.markup import escape, facts, figure, paragraph
 from mosaickd.report.page.pictures import Budget, Frames, Grid, frames
 from mosaickd.report.page.series import NAMES, Measured, measured
 from mosaickd.report.run_files import Entry, command, moment
-from mosaickd.report.words import describe, percent, shown, times
 
 #: What each state is called, and what can be said about it.
 STATES = {
@@ -87,7 +87,7 @@ class RunPage:
 
     def accuracies(self) -> tuple[float | None, float | None]:
         """Last and best: of an unfinished run those in its metrics, as result.json has none yet."""
-        points = self.numbers.points.get(vocabulary.TOP1, [])
+        points = self.numbers.points.get(metric_names.TOP1, [])
         last = points[-1][1] if points else None
         best = max((value for _, value in points), default=None)
         if self.run is None or self.run.last is None:

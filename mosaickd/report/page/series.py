@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mosaickd import vocabulary
+from mosaickd import metric_names
 from mosaickd.errors import printable
 from mosaickd.report.results import LARGEST_METRICS, metrics
 
@@ -53,12 +53,12 @@ def measured(folder: Path) -> Measured:
     by_name: dict[str, dict[int, float]] = {}
     beyond: set[str] = set()
     for record in metrics(folder):
-        step = record.pop(vocabulary.STEP)
+        step = record.pop(metric_names.STEP)
         found.last_step = max(found.last_step, step)
-        moment = record.pop(vocabulary.TIME, None)
+        moment = record.pop(metric_names.TIME, None)
         if (at := number(moment)) is not None and at > 0:
             found.last_time = at
-        if counts := whole_numbers(record.pop(vocabulary.FAKE_CLASSES, None)):
+        if counts := whole_numbers(record.pop(metric_names.FAKE_CLASSES, None)):
             found.classes[step] = counts
         for name, value in record.items():
             value = number(value)
@@ -66,7 +66,7 @@ def measured(folder: Path) -> Measured:
                 continue
             if value is None:
                 continue
-            if name in by_name or name in vocabulary.METRICS or len(by_name) < NAMES:
+            if name in by_name or name in metric_names.METRICS or len(by_name) < NAMES:
                 by_name.setdefault(name, {})[step] = value  # what was logged again is newer
             else:
                 beyond.add(name)

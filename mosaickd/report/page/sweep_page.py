@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from mosaickd.report.labels import percent, plain, short, signed, times
 from mosaickd.report.page.markup import escape, figure, open_table
 from mosaickd.report.plots import Panel, draw_panel, draw_scatter, panels
 from mosaickd.report.table import Cell, PlainRow, Report
 from mosaickd.report.terminal import mean_of
-from mosaickd.report.words import percent, plain, short, signed, times
 
 # ----------------------------------------------------------------------------------------- tables
 

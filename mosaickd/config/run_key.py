@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mosaickd.config import CONF, given_overrides, images_of, needs, options, plain
+from mosaickd.config.schema import CONF, given_overrides, images_of, needs, options, plain
 
 #: Settings of `train` that say how a run is watched, not what it computes.
 WATCHING = {"eval_every", "checkpoint_every", "log_every", "check_every", "eval_batch_size"}

@@ -25,10 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mosaickd import report
 from mosaickd.cells import Cells
-from mosaickd.config import CONF, SWEEPS, config_dirs, options
+from mosaickd.config.schema import CONF, SWEEPS, config_dirs, options
 from mosaickd.engine.interruption import Interrupted
 from mosaickd.errors import UserError, nearest, shortened
-from mosaickd.programs import hush, open_streams, unheard
+from mosaickd.programs import ignore_broken_pipe, open_streams, silence_stdout
 
 #: Groups, and the folder that each one's choices lie in.
 GROUPS = {
@@ -66,17 +66,17 @@ def run_command(main: Callable[[], Any]) -> None:
             sys.argv[position] = f"~{key}"  # how Hydra wants it said
         elif key in GROUPS and "null" in value.split(","):
             _fail(f"{argument}: null is no choice among others; give it alone", 2)
-    end_as_told(main)
+    main_guard(main)
 
 
-def end_as_told(main: Callable[[], Any]) -> None:
+def main_guard(main: Callable[[], Any]) -> None:
     """Call `main` and end the process as this module's title says."""
     try:
         try:
             main()
             Cells.check_some()
         finally:
-            with unheard():
+            with ignore_broken_pipe():
                 Cells.close()
                 SweepSummary.show()
     except Interrupted as stop:
@@ -93,7 +93,7 @@ def end_as_told(main: Callable[[], Any]) -> None:
         said = " ".join(str(error).partition("\n---")[0].split())  # no traceback
         _fail(f"a process of the sweep ended early; the same command goes on. {said}", 1)
     except BrokenPipeError:  # `--help | head`
-        hush()
+        silence_stdout()
     except OSError as error:
         _fail_to_write(error)
     except Exception as error:

@@ -18,11 +18,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mosaickd.bounds import LARGEST, TOO_LARGE, Count, NonNegative, Range
-from mosaickd.config import SUPPLIED, Root, given_overrides, images_of, needs, target_of
+from mosaickd.config.schema import SUPPLIED, Root, given_overrides, images_of, needs, target_of
+from mosaickd.config.targets import check_targets, resolve
+from mosaickd.constraints import LARGEST, TOO_LARGE, Count, NonNegative, Range
 from mosaickd.engine.settings import TrainSettings
 from mosaickd.errors import UserError, nearest
-from mosaickd.targets import check_targets, resolve
 
 #: Keys beside `_target_` that are not constructor arguments: who reads them, and what they are.
 ANNOTATIONS: dict[str, Any] = {

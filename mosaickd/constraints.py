@@ -2,7 +2,7 @@
 
     def __init__(self, *, temperature: Positive = 1.0, student_steps: Count = 5): ...
 
-`mosaickd.validation` reads them from the signature and checks a config before anything is built, so
+`mosaickd.config.validation` reads them from the signature and checks a config before anything is built, so
 that a wrong weight is found in the first second and not after the teacher has been trained.
 """
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mosaickd.build import build
-from mosaickd.config import images_of
+from mosaickd.config.schema import images_of
 from mosaickd.data.broken import Broken
 from mosaickd.data.loader import (
     BalancedLoader,
@@ -24,7 +24,7 @@ from mosaickd.data.loader import (
 )
 from mosaickd.data.source import ImageSet, Source
 from mosaickd.data.subset import fingerprint, most_uncertain
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 from mosaickd.engine.predict import predict
 from mosaickd.errors import UserError
 from mosaickd.losses import entropy
@@ -60,7 +60,7 @@ class Gallery:
                 f"dataset.image_size is {dataset.image_size} and ood.image_size is "
                 f"{self.sources['ood'].image_size}: give both the same"
             )
-        self.test = distribution.in_order(lambda: dataset.load("test"))
+        self.test = distributed.rank0_first(lambda: dataset.load("test"))
         self.test_batches = TestBatches(
             self.test,
             batch_size=cfg.train.eval_batch_size,
@@ -68,12 +68,14 @@ class Gallery:
             std=dataset.std,
             device=self.device,
             channels_last=cfg.train.channels_last,
-            part=distribution.rank(),
-            parts=distribution.world(),
+            part=distributed.rank(),
+            parts=distributed.world_size(),
         )
         self.images: dict[SourceName, ImageSet] = {}
         if source is not None:
-            self.images[source] = distribution.in_order(lambda: self.sources[source].load("train"))
+            self.images[source] = distributed.rank0_first(
+                lambda: self.sources[source].load("train")
+            )
             subset = "the ood_subset of " if source == "ood" and cfg.ood_subset else ""
             name = f"{subset}{self.sources[source].name}"
             check_batch_size(cfg.train.batch_size, self.count_of(source), name)
@@ -130,7 +132,7 @@ class Gallery:
         chosen_by.update(fingerprint(images).encode())
         folder = Path(self.cfg.teachers_dir) / dataset.label / "subsets"
         name = f"{source.label}-{count}-by-{self.cfg.teacher.name}-{chosen_by.hexdigest()[:16]}"
-        kept = distribution.in_order(
+        kept = distributed.rank0_first(
             lambda: most_uncertain(
                 lambda: self.ask(
                     teacher, images, entropy, "asking the teacher about all OOD images"
@@ -141,7 +143,7 @@ class Gallery:
                 keep=keep,
             )
         )
-        distribution.same(kept)  # where it can't be kept in a file, each has chosen
+        distributed.broadcast(kept)  # where it can't be kept in a file, each has chosen
         self.images["ood"] = images.only(kept)
 
     def ask(
@@ -193,7 +195,7 @@ class Gallery:
                     f"asking the teacher for the classes of {self.sources[stream.source].name}",
                     stream.statistics,
                 )
-                distribution.same(predicted)
+                distributed.broadcast(predicted)
                 data = replace(data, labels=predicted.to(self.device), classes=self.test.classes)
                 kind = BalancedLoader
             loaders[name] = kind(
@@ -206,6 +208,6 @@ class Gallery:
                 device=self.device,
                 channels_last=train.channels_last,
                 name=self.sources[stream.source].name,
-                share=distribution.share_of(train.batch_size),
+                share=distributed.rank_slice(train.batch_size),
             )
         return loaders

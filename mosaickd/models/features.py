@@ -19,7 +19,7 @@ from mosaickd.errors import UserError
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class Probe:
+class FeatureExtractor:
     """A network's logits together with what some of its modules take in or give out.
 
     Hooks are set once, before the network is compiled, and are idle unless the probe is called.
@@ -75,7 +75,7 @@ class Probe:
         return hook
 
 
-class StatisticsProbe:
+class BatchNormStatsHook:
     """A network's logits, and the batch's statistics at the input of each of its batch norms.
 
     Raises UserError for a network without a batch norm that remembers statistics.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mosaickd.data.loader import BalancedLoader, ResidentLoader, TestBatches
 from mosaickd.data.source import ImageSet
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 from mosaickd.engine.batch_norm import synchronize_batch_norms
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.errors import UserError
@@ -51,7 +51,7 @@ def together(works: Works, folder: Path, count: int) -> dict[str, list[Any]]:
 def _process(rank: int, count: int, port: int, works: Works, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    distribution.begin()
+    distributed.init()
     found = {name: work() for name, work in works.items()}
     (folder / f"{rank}").write_bytes(pickle.dumps(found))
 
@@ -105,7 +105,7 @@ def play(name: str, iterations: int, settings: dict[str, Any]) -> dict[str, Any]
 
 
 def share_of(batch: Batch) -> Batch:
-    share = distribution.share_of(BATCH)
+    share = distributed.rank_slice(BATCH)
     return {
         name: [Images(*(part[share] for part in draw)) for draw in draws]
         for name, draws in batch.items()
@@ -137,7 +137,7 @@ def load(kind: type[ResidentLoader]) -> list[Tensor]:
     data = ImageSet(images.contiguous(), torch.arange(50) % 5, list("abcde"))
     loader = kind(
         data, batch_size=12, mean=(0, 0, 0), std=(1, 1, 1), augment=True, seed=3,
-        device=torch.device("cpu"), share=distribution.share_of(12),
+        device=torch.device("cpu"), share=distributed.rank_slice(12),
     )  # fmt: skip
     # 108 images: beyond the end of two permutations
     return [part for _ in range(9) for part in next(loader)]
@@ -155,8 +155,8 @@ def test_together_they_see_the_images_that_one_alone_would(
 
 
 def noise() -> Tensor:
-    return Latents(7, torch.device("cpu"), 5, distribution.rank(), distribution.world())(
-        12 // distribution.world()
+    return Latents(7, torch.device("cpu"), 5, distributed.rank(), distributed.world_size())(
+        12 // distributed.world_size()
     )
 
 
@@ -183,7 +183,7 @@ def count_images(images: int) -> Any:
 
     batches = TestBatches(
         data, batch_size=4, mean=(0, 0, 0), std=(1, 1, 1), device=torch.device("cpu"),
-        part=distribution.rank(), parts=distribution.world(),
+        part=distributed.rank(), parts=distributed.world_size(),
     )  # fmt: skip
     return evaluate(First(), batches), sum(seen)
 
@@ -214,11 +214,11 @@ def normalise(kind: str) -> dict[str, Tensor]:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
     net = nn.Sequential(norm)
-    if distribution.world() > 1:
+    if distributed.world_size() > 1:
         synchronize_batch_norms(net)
     found = {}
     for step in range(3):
-        share = distribution.share_of(6)
+        share = distributed.rank_slice(6)
         x = (torch.randn(6, 4, 5, 5) * 3 + step + 1)[share].requires_grad_()
         target = torch.randn(6, 4, 5, 5)[share]
         net.zero_grad()
@@ -228,7 +228,7 @@ def normalise(kind: str) -> dict[str, Tensor]:
         for name, parameter in net.named_parameters():
             found[f"{name}{step}"] = parameter.grad.clone()[None]  # type: ignore[union-attr]
     net.eval()
-    found["eval"] = net(torch.ones(6, 4, 5, 5))[distribution.share_of(6)]
+    found["eval"] = net(torch.ones(6, 4, 5, 5))[distributed.rank_slice(6)]
     return found | {name: buffer[None].clone() for name, buffer in net.named_buffers()}
 
 
@@ -263,19 +263,19 @@ def test_what_batch_norms_remember_is_alike(two: dict[str, list[Any]]) -> None:
 
 
 def agree() -> dict[str, Any]:
-    rank = distribution.rank()
+    rank = distributed.rank()
     found: dict[str, Any] = {
-        "by": distribution.first(lambda: rank),
-        "highest": distribution.highest(15 if rank == 1 else 0),
-        "total": distribution.total([rank, 1]),
-        "gather": distribution.gather(torch.full((2, 3), rank)),
-        "states": distribution.gather_states({"rank": rank}),
-        "order": distribution.in_order(lambda: rank),
+        "by": distributed.rank0_only(lambda: rank),
+        "highest": distributed.all_reduce_max(15 if rank == 1 else 0),
+        "total": distributed.sum_over_ranks([rank, 1]),
+        "gather": distributed.gather(torch.full((2, 3), rank)),
+        "states": distributed.gather_states({"rank": rank}),
+        "order": distributed.rank0_first(lambda: rank),
     }
     mine = torch.full((3,), float(rank))
-    distribution.same(mine)
+    distributed.broadcast(mine)
     found["same"] = mine
-    for failing in (distribution.first, distribution.in_order):
+    for failing in (distributed.rank0_only, distributed.rank0_first):
         try:
             failing(fail)
         except UserError as error:
@@ -284,7 +284,7 @@ def agree() -> dict[str, Any]:
 
 
 def fail() -> None:
-    raise UserError(f"process {distribution.rank()} can't")
+    raise UserError(f"process {distributed.rank()} can't")
 
 
 def test_what_they_agree_on(three: dict[str, list[Any]]) -> None:
@@ -296,8 +296,8 @@ def test_what_they_agree_on(three: dict[str, list[Any]]) -> None:
         assert found["states"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert found["order"] == rank
         assert found["same"].tolist() == [0.0] * 3
-        assert found["first"] == "process 0 can't"
-        assert found["in_order"] == "process 0 can't"
+        assert found["rank0_only"] == "process 0 can't"
+        assert found["rank0_first"] == "process 0 can't"
 
 
 def test_a_batch_that_does_not_divide_is_refused(three: dict[str, list[Any]]) -> None:
@@ -308,13 +308,13 @@ def test_a_batch_that_does_not_divide_is_refused(three: dict[str, list[Any]]) ->
 
 def divide() -> str:
     with pytest.raises(UserError) as refused:
-        distribution.share_of(256)
+        distributed.rank_slice(256)
     return str(refused.value)
 
 
 def test_one_process_needs_no_group() -> None:
     tensor = torch.ones(3)
-    distribution.average([tensor])
-    assert distribution.world() == 1
-    assert distribution.first(lambda: 4) == 4
-    assert distribution.gather(tensor) is tensor
+    distributed.all_reduce_mean([tensor])
+    assert distributed.world_size() == 1
+    assert distributed.rank0_only(lambda: 4) == 4
+    assert distributed.gather(tensor) is tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-ASK = "from mosaickd.provenance import code_version; print(code_version())"
+ASK = "from mosaickd.git_info import code_version; print(code_version())"
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -33,7 +33,7 @@ def project(tmp_path: Path) -> Path:
         pytest.skip("needs git")
     package = tmp_path / "mosaickd"
     package.mkdir()
-    for name in ("__init__.py", "provenance.py"):
+    for name in ("__init__.py", "git_info.py"):
         shutil.copy(REPO / "mosaickd" / name, package)
     for name in ("conf", "sweeps"):
         (tmp_path / name).mkdir()

@@ -18,11 +18,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mosaickd import trust
+from mosaickd.config import trust
+from mosaickd.config.targets import resolve
 from mosaickd.engine.settings import TrainSettings
-from mosaickd.targets import resolve
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 SWEEPS = CONF.parent / "sweeps"
 
 #: What the launcher adds when it builds a node, beyond what the YAML says.
@@ -35,7 +35,7 @@ SUPPLIED = {
     "method": {
         *("student", "teacher", "generator", "discriminator"),
         *("student_features", "teacher_features", "student_embedding", "teacher_embedding"),
-        *("teacher_statistics", "normalize", "latents", "augment", "rng"),
+        *("teacher_bn_stats", "normalize", "latents", "augment", "rng"),
         *("gather", "batch_size", "num_classes", "image_size", "instances", "steps"),
     },
     "optimizer": {"params"},

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 from mosaickd.engine.batch_norm import running_statistics
-from mosaickd.engine.dealer import Dealer
+from mosaickd.engine.batch_sampler import BatchSampler
 from mosaickd.engine.player import Player
 from mosaickd.methods.base import Batch, Method
 
@@ -24,7 +24,7 @@ AfterTurn = Callable[[str], None]
 
 
 @dataclass
-class Played:
+class StepOutput:
     """What a turn was: its player, its raw losses and their weights."""
 
     player: str
@@ -32,7 +32,7 @@ class Played:
     weights: dict[str, float]
 
 
-class Game:
+class Trainer:
     """A method and its players: plays iterations. All state but the loop's bookkeeping is here."""
 
     def __init__(
@@ -43,17 +43,17 @@ class Game:
         self.autocast = autocast
         self.running = running_statistics([p.module for p in players.values()])
 
-    def iterate(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
+    def iterate(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[StepOutput]:
         """Play one iteration, then advance the schedules: once, however many turns there were."""
         played = self.play(batch, after_turn)
         self.advance_schedules(played)
         return played
 
-    def next_iteration(self, dealer: Dealer) -> list[Played]:
-        """Play one iteration on what the dealer deals."""
-        return self.iterate(dealer.deal(dealer.draw()))
+    def next_iteration(self, sampler: BatchSampler) -> list[StepOutput]:
+        """Play one iteration on what the sampler deals."""
+        return self.iterate(sampler.make_batch(sampler.sample_indices()))
 
-    def play(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[Played]:
+    def play(self, batch: Batch, after_turn: AfterTurn | None = None) -> list[StepOutput]:
         """All turns of one iteration. Nothing here waits for the device.
 
         after_turn: called with each turn's player (benchmarks).
@@ -65,9 +65,9 @@ class Game:
                 turn = next(turns, None)
             if turn is None:
                 break
-            self.players[turn.player].step(turn.objective(), turn.restart)
+            self.players[turn.player].step(turn.objective(), turn.reset_optimizer)
             played.append(
-                Played(
+                StepOutput(
                     turn.player,
                     {name: loss.value.detach() for name, loss in turn.losses.items()},
                     {name: loss.weight for name, loss in turn.losses.items()},
@@ -75,10 +75,10 @@ class Game:
             )
             if after_turn:
                 after_turn(turn.player)
-        distribution.average(self.running)
+        distributed.all_reduce_mean(self.running)
         return played
 
-    def advance_schedules(self, played: list[Played]) -> None:
+    def advance_schedules(self, played: list[StepOutput]) -> None:
         """Of those who had a turn: in a method of several phases, nobody's rate falls unused."""
         for name in {turn.player for turn in played}:
             self.players[name].schedule.step()

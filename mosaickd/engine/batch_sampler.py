@@ -11,7 +11,7 @@ from torch import Tensor
 from mosaickd.methods.base import Batch, Images, Stream
 
 #: For each stream, which images its draws of an iteration are: [draws, batch_size].
-Drawn = Mapping[str, Tensor]
+SampledIndices = Mapping[str, Tensor]
 
 
 class Loader(Protocol):
@@ -19,7 +19,7 @@ class Loader(Protocol):
 
     rng: torch.Generator
 
-    def draw(self, count: int) -> Tensor:
+    def sample_indices(self, count: int) -> Tensor:
         """-> which images the next `count` batches hold, [count, batch_size]."""
         ...
 
@@ -32,7 +32,7 @@ class Loader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Dealer:
+class BatchSampler:
     """Draws an iteration's images (the host counts), then makes them (on the device alone).
 
     A captured iteration holds the second half; the first fills its inputs.
@@ -42,11 +42,13 @@ class Dealer:
         self.streams = streams
         self.loaders = loaders
 
-    def draw(self) -> Drawn:
+    def sample_indices(self) -> SampledIndices:
         """What comes next in every stream."""
-        return {name: self.loaders[name].draw(s.draws) for name, s in self.streams.items()}
+        return {
+            name: self.loaders[name].sample_indices(s.draws) for name, s in self.streams.items()
+        }
 
-    def deal(self, drawn: Drawn) -> Batch:
+    def make_batch(self, drawn: SampledIndices) -> Batch:
         """Make what was drawn."""
         batch = {}
         for name, indices in drawn.items():

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mosaickd.errors import UserError
-from mosaickd.models.probes import Probe, StatisticsProbe
+from mosaickd.models.features import BatchNormStatsHook, FeatureExtractor
 
 MODELS = sorted((Path(__file__).parents[2] / "conf/model").glob("*.yaml"))
 EXAMPLE = torch.zeros(1, 3, 16, 16)
@@ -33,9 +33,9 @@ def images(count: int = 3, size: int = 16) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def probe(network: nn.Module, *paths: str, **changes: Any) -> Probe:
+def probe(network: nn.Module, *paths: str, **changes: Any) -> FeatureExtractor:
     settings: dict[str, Any] = {"example": EXAMPLE, "setting": "student.features"}
-    return Probe(network, paths, **(settings | changes))
+    return FeatureExtractor(network, paths, **(settings | changes))
 
 
 class Stages(nn.Module):
@@ -109,13 +109,13 @@ def test_a_network_of_torchvision_needs_nothing_special() -> None:
     _, (embedding,) = behind(batch)
     torch.testing.assert_close(embedding, last.mean((2, 3)))
     torch.testing.assert_close(network.fc(embedding), logits)
-    assert len(StatisticsProbe(network, what="the teacher")(batch)[1]) == 20
+    assert len(BatchNormStatsHook(network, what="the teacher")(batch)[1]) == 20
 
 
 def test_several_probes_of_one_network_do_not_disturb_each_other() -> None:
     network = Stages().eval()
     first, second = probe(network, "first"), probe(network, "second")
-    statistics = StatisticsProbe(network, what="the teacher")
+    statistics = BatchNormStatsHook(network, what="the teacher")
     a, b, c = first(images()), second(images()), statistics(images())
     assert a[1][0].shape[1] == 4
     assert b[1][0].shape[1] == 6
@@ -131,7 +131,7 @@ def test_probing_changes_neither_logits_nor_weights_nor_modes() -> None:
     network = Stages()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     looks = probe(network, "first", "second")
-    StatisticsProbe(network, what="the teacher")
+    BatchNormStatsHook(network, what="the teacher")
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "by looking once"
     assert all(module.training for module in network.modules())
@@ -147,7 +147,7 @@ def test_no_tensor_stays_alive(kind: str) -> None:
     made: list[weakref.ref[Tensor]] = []
     network.first[1].register_forward_hook(lambda m, i, out: made.append(weakref.ref(out)))
     network.first[1].register_forward_pre_hook(lambda m, i: made.append(weakref.ref(i[0])))
-    looks: Any = probe(network, "first") if kind == "features" else StatisticsProbe(
+    looks: Any = probe(network, "first") if kind == "features" else BatchNormStatsHook(
         network, what="the teacher"
     )  # fmt: skip
     logits, taken = looks(images())
@@ -208,7 +208,7 @@ def test_statistics_are_those_of_what_each_batch_norm_is_given() -> None:
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.register_forward_pre_hook(lambda m, inputs: given.append(inputs[0].clone()))
-    logits, statistics = StatisticsProbe(network, what="the teacher")(images())
+    logits, statistics = BatchNormStatsHook(network, what="the teacher")(images())
     assert torch.equal(logits, network(images()))
     assert len(statistics) == len(norms) == 2
     for (mean, var, running_mean, running_var), x, norm in zip(
@@ -229,7 +229,7 @@ def test_statistics_are_those_of_what_each_batch_norm_is_given() -> None:
 
 def test_statistics_follow_weights_that_are_loaded_later() -> None:
     network, trained = Stages().eval(), Stages()
-    looks = StatisticsProbe(network, what="the teacher")
+    looks = BatchNormStatsHook(network, what="the teacher")
     trained(2 * images(8) + 1)
     network.load_state_dict(trained.state_dict())
     _, statistics = looks(images())
@@ -238,7 +238,7 @@ def test_statistics_follow_weights_that_are_loaded_later() -> None:
 
 def test_statistics_in_half_precision_are_computed_in_float32() -> None:
     network = Stages().eval()
-    looks = StatisticsProbe(network, what="the teacher")
+    looks = BatchNormStatsHook(network, what="the teacher")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, statistics = looks(images())
     assert {s.dtype for layer in statistics for s in layer} == {torch.float32}
@@ -249,4 +249,4 @@ def test_a_teacher_without_batch_norm_is_refused_in_words() -> None:
     forgetful = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     for network in (plain, forgetful):
         with pytest.raises(UserError, match=r"the teacher vit has no batch norm.*another teacher"):
-            StatisticsProbe(network, what="the teacher vit")
+            BatchNormStatsHook(network, what="the teacher vit")

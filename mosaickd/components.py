@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mosaickd.build import UNFIT, build, derived_seed, parameters_of, said
-from mosaickd.config import needs
+from mosaickd.config.schema import needs
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
-from mosaickd.engine import distribution
+from mosaickd.engine import distributed
 from mosaickd.engine.batch_norm import synchronize_batch_norms
 from mosaickd.engine.device import compile_network
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Latents, Method, RandomState
-from mosaickd.models.probes import Probe, StatisticsProbe, in_eval_mode
+from mosaickd.models.features import BatchNormStatsHook, FeatureExtractor, in_eval_mode
 
 
 class Parts:
@@ -70,14 +70,14 @@ class Parts:
         others: dict[str, Callable[[], Any]] = {
             "student": lambda: self.student,
             "teacher": lambda: self.teacher,
-            "teacher_statistics": self.teacher_statistics,
+            "teacher_bn_stats": self.teacher_bn_stats,
             "generator": lambda: self.generator,
             "discriminator": lambda: self.network("discriminator", image_size=self.image_size),
             "normalize": lambda: self.normalize,
             "latents": lambda: self.latents,
             "augment": lambda: self.augment,
             "rng": lambda: self.random.rng,
-            "gather": lambda: distribution.gather,
+            "gather": lambda: distributed.gather,
             "batch_size": lambda: self.batch_size,
             "num_classes": lambda: self.num_classes,
             "image_size": lambda: self.image_size,
@@ -87,26 +87,26 @@ class Parts:
         return (probes | others)[name]()
 
     @property
-    def stateful(self) -> dict[str, RandomState]:
+    def shared_rng(self) -> dict[str, RandomState]:
         """Random generators that all processes share, whose states are part of a checkpoint."""
         return {"latents": self.latents} if "latents" in self.wanted else {}
 
     @property
-    def private(self) -> dict[str, RandomState]:
+    def per_rank_rng(self) -> dict[str, RandomState]:
         """And those that each process has for itself."""
         return {"rng": self.random} if {"rng", "augment"} & self.wanted else {}
 
     @property
     def generators(self) -> list[torch.Generator]:
         """All of them, for whoever captures an iteration."""
-        return [part.rng for part in [*self.stateful.values(), *self.private.values()]]
+        return [part.rng for part in [*self.shared_rng.values(), *self.per_rank_rng.values()]]
 
     # ------------------------------------------------------------------------------- networks
 
     @property
     def batch_size(self) -> int:
         """Of this process."""
-        return int(self.cfg.train.batch_size) // distribution.world()
+        return int(self.cfg.train.batch_size) // distributed.world_size()
 
     @property
     def image_size(self) -> int:
@@ -163,7 +163,7 @@ class Parts:
 
     # ------------------------------------------------------------------ looks inside, and noise
 
-    def probe(self, role: str, kind: str) -> Probe:
+    def probe(self, role: str, kind: str) -> FeatureExtractor:
         """At the module paths that the model's YAML names."""
         node = self.cfg[role]
         setting = f"{role}.{kind}"
@@ -175,7 +175,7 @@ class Parts:
             )
         network = self.student if role == "student" else self.teacher
         assert network is not None
-        return Probe(
+        return FeatureExtractor(
             network,
             [paths] if isinstance(paths, str) else list(paths),
             example=self.example,
@@ -183,18 +183,18 @@ class Parts:
             of="input" if kind == "embedding" else "output",
         )
 
-    def teacher_statistics(self) -> StatisticsProbe:
+    def teacher_bn_stats(self) -> BatchNormStatsHook:
         assert self.teacher is not None
-        return StatisticsProbe(self.teacher, what=f"the teacher {self.cfg.teacher.name}")
+        return BatchNormStatsHook(self.teacher, what=f"the teacher {self.cfg.teacher.name}")
 
     @cached_property
     def latents(self) -> Latents:
         dim, seed = self.cfg.generator.latent_dim, self.seed("latents")
-        return Latents(dim, self.device, seed, distribution.rank(), distribution.world())
+        return Latents(dim, self.device, seed, distributed.rank(), distributed.world_size())
 
     @cached_property
     def random(self) -> RandomState:
-        return RandomState(self.device, self.seed("method's draws") + distribution.rank())
+        return RandomState(self.device, self.seed("method's draws") + distributed.rank())
 
     @property
     def normalize(self) -> Callable[[Tensor], Tensor]:

@@ -38,7 +38,7 @@ PATIENCE = timedelta(minutes=10)
 
 _store: dist.Store | None = None
 _turns = 0  # how often `first` was called
-_failures = 0  # how often `all_failed` was called
+_failures = 0  # how often `all_ranks_failed` was called
 _whole = True
 
 
@@ -48,7 +48,7 @@ class LostProcess(UserError):
     told = True
 
 
-def begin() -> None:
+def init() -> None:
     """Meet the others, if torchrun started this process (RANK, WORLD_SIZE and so on are set)."""
     global _store
     if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
@@ -84,7 +84,7 @@ def give_up() -> None:
 def _end() -> None:
     # torchrun ends all when one has failed: let the first one, who talks, have its say before.
     sys.stdout.flush()
-    if is_first() and _store is not None:
+    if is_rank0() and _store is not None:
         with suppress(RuntimeError):
             _store.set("spoken", "yes")
     else:
@@ -93,7 +93,7 @@ def _end() -> None:
         dist.destroy_process_group()
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes play this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -103,23 +103,23 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this is the process that writes and talks."""
     return rank() == 0
 
 
 def local_rank() -> int | None:
     """Which of this machine's processes this is, from 0; None where there is only one."""
-    return int(os.environ["LOCAL_RANK"]) if world() > 1 else None
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else None
 
 
-def share_of(batch_size: int) -> slice:
+def rank_slice(batch_size: int) -> slice:
     """This process's part of a batch. Raises UserError where the batch doesn't divide."""
-    part, rest = divmod(batch_size, world())
+    part, rest = divmod(batch_size, world_size())
     if rest:
-        near = [n for n in (batch_size - rest, batch_size - rest + world()) if n]
+        near = [n for n in (batch_size - rest, batch_size - rest + world_size()) if n]
         raise UserError(
-            f"train.batch_size={batch_size} does not divide among {world()} processes: choose "
+            f"train.batch_size={batch_size} does not divide among {world_size()} processes: choose "
             f"{' or '.join(map(str, near))}, or another --nproc_per_node"
         )
     return slice(rank() * part, (rank() + 1) * part)
@@ -145,35 +145,35 @@ def _messages() -> Iterator[None]:
 
 
 @torch.no_grad()
-def average(tensors: Sequence[Tensor]) -> None:
+def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
     """Put the mean over all processes into each of `tensors`: one flat message for all of them,
     whatever their number (as StyleGAN3 does it)."""
-    if world() == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    add(flat)
-    flat /= world()
+    all_reduce_sum(flat)
+    flat /= world_size()
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
 
-def add(tensor: Tensor) -> None:
+def all_reduce_sum(tensor: Tensor) -> None:
     """Put the sum over all processes into `tensor`."""
-    if world() > 1:
+    if world_size() > 1:
         with _messages():
             dist.all_reduce(tensor)
 
 
-def total(numbers: Sequence[int]) -> list[int]:
+def sum_over_ranks(numbers: Sequence[int]) -> list[int]:
     """Each number's sum over all processes."""
     sums = torch.tensor(numbers, dtype=torch.int64)
-    add(sums)
+    all_reduce_sum(sums)
     return sums.tolist()
 
 
-def highest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of the numbers that the processes have."""
-    if world() == 1:
+    if world_size() == 1:
         return number
     largest = torch.tensor(number)
     with _messages():
@@ -184,9 +184,9 @@ def highest(number: int) -> int:
 @torch.no_grad()
 def gather(tensor: Tensor) -> Tensor:
     """All processes' tensors [n, ...], one after the other. -> [world * n, ...], no gradient."""
-    if world() == 1:
+    if world_size() == 1:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world())]
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
     with _messages():
         dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
@@ -194,17 +194,17 @@ def gather(tensor: Tensor) -> Tensor:
 
 def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
     """What each process has to remember, in their order."""
-    if world() == 1:
+    if world_size() == 1:
         return [state]
-    states: list[Any] = [None] * world()
+    states: list[Any] = [None] * world_size()
     with _messages():
         dist.all_gather_object(states, state)
     return states
 
 
-def same(*tensors: Tensor) -> None:
+def broadcast(*tensors: Tensor) -> None:
     """Fill each of the tensors with what the first process has in it."""
-    if world() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             with _messages():
                 dist.broadcast(tensor, 0)
@@ -213,7 +213,7 @@ def same(*tensors: Tensor) -> None:
 # --------------------------------------------------------------- what only the first process does
 
 
-def first(work: Callable[[], Result]) -> Result:
+def rank0_only(work: Callable[[], Result]) -> Result:
     """Only the first process does `work`; all return what it came to, or raise what it raised.
 
     The others look for the outcome from time to time, for as long as it takes: work may be
@@ -224,7 +224,7 @@ def first(work: Callable[[], Result]) -> Result:
         return work()
     _turns += 1
     key = f"first-{_turns}"
-    if is_first():
+    if is_rank0():
         try:
             outcome: tuple[bool, Any] = True, work()
         except BaseException as error:
@@ -245,30 +245,30 @@ def first(work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def first_holds(lock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def rank0_holds(lock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Hold a lock that belongs to all processes: the first one takes it and gives it back."""
     with ExitStack() as held:
-        first(lambda: held.enter_context(lock()))
+        rank0_only(lambda: held.enter_context(lock()))
         yield
 
 
-def in_order(work: Callable[[], Result]) -> Result:
+def rank0_first(work: Callable[[], Result]) -> Result:
     """The first process does `work`, then the others do, and find what it left on the disk."""
-    if world() == 1:
+    if world_size() == 1:
         return work()
     found: list[Result] = []
-    first(lambda: found.append(work()))
+    rank0_only(lambda: found.append(work()))
     return found[0] if found else work()
 
 
-def all_failed(seconds: float = 5.0) -> bool:
+def all_ranks_failed(seconds: float = 5.0) -> bool:
     """Whether every process has come here, with an error each: what is wrong is then wrong in all
     of them, one tells it, and they can go on to something else together. Waits a little."""
     global _failures
     if _store is None:
         return True
     _failures += 1
-    keys = [f"failed-{_failures}-{each}" for each in range(world())]
+    keys = [f"failed-{_failures}-{each}" for each in range(world_size())]
     with suppress(RuntimeError):
         _store.set(keys[rank()], "yes")
     return _wait_for(keys, seconds)

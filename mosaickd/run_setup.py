@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from mosaickd.cells import SWEEP
+from mosaickd.config.run_key import differences
 from mosaickd.engine import checkpoint
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, remove_temporaries, write_atomically, write_json
-from mosaickd.identity import differences
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ HYDRA = ".hydra"
 
 #: Who began a run: a later cell of the same sweep, or the same job that was queued again, is told
 #: apart from somebody's new command.
-BEGUN_BY = f"{HYDRA}/begun_by.json"
+LAUNCH_ID = f"{HYDRA}/begun_by.json"
 
 #: What a run writes; in the order in which `force=true` removes it, as it may be killed there. (Not
 #: the teacher that a short run trains for itself: who trains one anew removes that.)
@@ -55,13 +55,13 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> Entered:
     if (folder / HYDRA / "config.yaml").exists():  # a run's: nothing is removed from other folders
         for place in PLACES:
             remove_temporaries(folder / place)
-        ours = begun_by_this_command(folder)
+        ours = launched_by_this_command(folder)
         if cfg.force and not ours:
             check_nothing_needed(cfg, folder)
             return Entered({}, discards=True)
     else:  # but what a kill left of the first files that a run writes there
         ours = False
-        for first in ("config.json", BEGUN_BY, f"{HYDRA}/config.yaml"):
+        for first in ("config.json", LAUNCH_ID, f"{HYDRA}/config.yaml"):
             path = folder / first
             remove_temporaries(path.parent, of=path.name)
     before = read_object(folder / "result.json")
@@ -84,7 +84,7 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> Entered:
             before["status"] = "interrupted"
     else:
         before = {}  # nothing to go on from: only its error is left
-        write_json(folder / BEGUN_BY, this_command())
+        write_json(folder / LAUNCH_ID, this_command())
     keep_settings(cfg, folder, chosen)
     return Entered(before)
 
@@ -92,7 +92,7 @@ def enter(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> Entered:
 def discard(cfg: DictConfig, folder: Path, chosen: dict[str, Any]) -> None:
     """Remove what an earlier run has left, and begin there."""
     clear(folder)
-    write_json(folder / BEGUN_BY, this_command())
+    write_json(folder / LAUNCH_ID, this_command())
     keep_settings(cfg, folder, chosen)
 
 
@@ -138,11 +138,11 @@ def this_command() -> dict[str, str | None]:
     return {"sweep": os.environ.get(SWEEP), "job": os.environ.get("SLURM_JOB_ID")}
 
 
-def begun_by_this_command(folder: Path) -> bool:
+def launched_by_this_command(folder: Path) -> bool:
     """Whether a cell of the same sweep, or this job before it was queued again, began the run."""
     now = this_command()
     try:
-        before = read_object(folder / BEGUN_BY)
+        before = read_object(folder / LAUNCH_ID)
     except UserError:  # damaged: nobody's
         return False
     again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")

@@ -18,11 +18,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf
 
+from mosaickd.config.targets import check_targets, targets_in
 from mosaickd.errors import UserError
-from mosaickd.targets import check_targets, targets_in
 
 CALLBACKS = {
-    *("mosaickd.command_line.SweepSummary", "mosaickd.parallel.SideBySide"),
+    *("mosaickd.cli.SweepSummary", "mosaickd.parallel.SideBySide"),
     "mosaickd.cells.Cells",
 }
 LOGGING = {

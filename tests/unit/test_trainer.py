@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mosaickd.data.loader import Normalize
-from mosaickd.engine.game import Game
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
-from mosaickd.losses import class_balance, kl_divergence, label_alignment, patches_judged
+from mosaickd.engine.trainer import Trainer
+from mosaickd.losses import class_balance, kl_divergence, label_alignment, patch_gan_loss
 from mosaickd.methods.base import Batch, Images, Latents, Loss, Method, Turn, frozen
 from mosaickd.methods.kd import KD
 from mosaickd.methods.mosaic import MosaicKD
@@ -57,7 +57,7 @@ class Table:
             name: Player(module, factory, cosine, steps=STEPS)
             for name, module in self.method.players.items()
         }
-        self.game = Game(self.method, self.players)
+        self.game = Trainer(self.method, self.players)
         self.game.train()
 
     def batch(self, seed: int = 0) -> Batch:
@@ -191,11 +191,11 @@ def test_losses_are_the_equations_of_what_the_players_say() -> None:
     student, teacher = outputs["student"], outputs["teacher"]
     expected = [
         {
-            "fake": (patches_judged(judged[0], False), 0.25),
-            "real": (patches_judged(judged[1], True), 0.25),
+            "fake": (patch_gan_loss(judged[0], False), 0.25),
+            "real": (patch_gan_loss(judged[1], True), 0.25),
         },
         {
-            "local": (patches_judged(judged[2], True), 0.5),
+            "local": (patch_gan_loss(judged[2], True), 0.5),
             "align": (label_alignment(teacher[0]), 3.0),
             "adv": (-kl_divergence(student[0], teacher[0]), 2.0),
             "balance": (class_balance(teacher[0]), 7.0),
@@ -381,7 +381,7 @@ def test_an_objective_is_the_weighted_sum() -> None:
 def test_the_second_turn_sees_what_the_first_did() -> None:
     method = TwoTurns()
     factory = partial(torch.optim.SGD, lr=0.1)
-    game = Game(method, {"one": Player(method.network, factory, cosine, steps=10)})
+    game = Trainer(method, {"one": Player(method.network, factory, cosine, steps=10)})
     played = game.iterate({})
     # d/dw (3 w + w² / 2) = 3 + w: 2 -> 2 - 0.1 * 5 = 1.5 -> 1.5 - 0.1 * 4.5 = 1.05
     assert [turn.losses["linear"].item() for turn in played] == pytest.approx([2.0, 1.5])
@@ -418,7 +418,7 @@ def test_a_game_goes_on_exactly_from_its_state() -> None:
 
 def test_forward_passes_run_in_the_games_precision_and_updates_outside_of_it() -> None:
     table = Table(student_steps=1)
-    game = Game(
+    game = Trainer(
         table.method, table.players, lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     )  # fmt: skip
     seen: list[torch.dtype] = []

@@ -16,18 +16,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from mosaickd import config, teachers
+from mosaickd import teachers
 from mosaickd.build import derived_seed, teacher_path
+from mosaickd.components import Parts
+from mosaickd.config import schema as config
+from mosaickd.config.validation import validate
 from mosaickd.engine.checkpoint import load_checkpoint, newest_readable
 from mosaickd.engine.device import autocast_for, choose_device
 from mosaickd.errors import UserError
 from mosaickd.files import read_json
-from mosaickd.gallery import Gallery
+from mosaickd.load_data import Gallery
 from mosaickd.methods.base import Latents
 from mosaickd.models.weights import weights_digest
-from mosaickd.parts import Parts
-from mosaickd.run_folder import HYDRA
-from mosaickd.validation import validate
+from mosaickd.run_setup import HYDRA
 
 BATCH = 200  # images that are looked at together
 
@@ -35,7 +36,7 @@ BATCH = 200  # images that are looked at together
 Pixels = np.ndarray
 
 
-class Revived:
+class LoadedRun:
     """The run in `folder`, on `device`.
 
     allow_targets: packages that its config may build from, beside this one, torch and torchvision:

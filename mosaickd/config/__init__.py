@@ -1,0 +1,1 @@
+"""A config: its schema, its validation, what it may build, and which run it is."""
