@@ -183,7 +183,7 @@ class Gallery:
         self.images = {name: images.to(self.device) for name, images in self.images.items()}
         loaders = {}
         for name, stream in streams.items():
-            statistics = self.sources[stream.statistics]
+            statistics = self.sources[stream.normalization]
             data = self.images[stream.source]
             kind = ResidentLoader
             if stream.balanced:
@@ -193,7 +193,7 @@ class Gallery:
                     data,
                     lambda logits: logits.argmax(dim=1),
                     f"asking the teacher for the classes of {self.sources[stream.source].name}",
-                    stream.statistics,
+                    stream.normalization,
                 )
                 distributed.broadcast(predicted)
                 data = replace(data, labels=predicted.to(self.device), classes=self.test.classes)

@@ -245,9 +245,16 @@ def _is_kind(thing: Any, expected: str, or_makes_one: bool) -> bool:
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
+    """Return what a target's arguments are annotated with, by name.
+
+    A dataclass is asked itself: its `__init__` would look up the annotations of inherited fields
+    in the wrong module.
+    """
+    annotated: Any = target
+    if inspect.isclass(target) and not dataclasses.is_dataclass(target):
+        annotated = target.__init__
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(annotated, include_extras=True)
     except Exception:  # annotations of foreign code that don't resolve: names still bind
         return {}
 
