@@ -118,7 +118,7 @@ def launch(
                 result.teacher_fingerprint = weights_digest(components.teacher)[:16]
                 predict = predictor(
                     cfg, data, components.teacher,
-                    device=compute.device, autocast=compute.autocast, check=interruption.check,
+                    device=compute.device, autocast=compute.autocast,
                 )  # fmt: skip
                 if cfg.ood_subset and data.train_source == "ood":
                     data = select_ood_subset(cfg, data, components.teacher, predict)

@@ -116,7 +116,7 @@ def count_train_images(cfg: DictConfig, data: RunData) -> int:
 
 
 def epoch_steps(cfg: DictConfig, data: RunData) -> int | None:
-    """Return the iterations of an epoch: a setting, or one pass over the images. None: no images."""
+    """Return the iterations of an epoch: a setting, or one pass over the images, if there are."""
     if cfg.train.epoch_steps is not None or data.train is None:
         return cfg.train.epoch_steps
     return -(-count_train_images(cfg, data) // cfg.train.batch_size)
@@ -129,7 +129,6 @@ def predictor(
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
-    check: Callable[[], None],
 ) -> Predict:
     """Return a function that reduces the network's logits of many unaugmented images, [N]."""
 
@@ -143,11 +142,10 @@ def predictor(
             images.images,
             reduce,
             prepare=lambda batch: normalize(batch.float() / 255),
-            what=title,
+            title=title,
             batch_size=cfg.train.eval_batch_size,
             device=device,
             autocast=autocast,
-            check=check,
         )
 
     return predict_all
