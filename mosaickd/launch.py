@@ -36,6 +36,7 @@ from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.engine.loop import TrainingLoop, TrainState
 from mosaickd.engine.progress import Progress
 from mosaickd.engine.samples import SampleLogger, sample_counts
+from mosaickd.engine.settings import TrainSettings
 from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.engine.trainer import Trainer
 from mosaickd.errors import UserError
@@ -54,7 +55,7 @@ from mosaickd.load_data import (
 from mosaickd.locks import Lost, check_run_lock, run_lock
 from mosaickd.methods.base import Latents, Method
 from mosaickd.models.weights import save_weights, weights_digest
-from mosaickd.run_dir import OpenedRun, Result, RunDir, open_run_dir, overwrite, withdraw
+from mosaickd.run_dir import OpenedRun, Result, RunDir, open_run_dir, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -69,18 +70,20 @@ def launch(
     """
     if group != tracking.TEACHERS:  # whose config comes of one that was checked
         distributed.rank0_only(lambda: check(cfg, folder))
-    run, key, settings = RunDir(folder), run_key(cfg), hydra_files(cfg)
+    run, key, files = RunDir(folder), run_key(cfg), hydra_files(cfg)
     with distributed.rank0_holds(partial(run_lock, folder)):
         opened = distributed.rank0_only(
-            lambda: open_run_dir(run, key, settings, force=cfg.force, inputs=input_paths(cfg))
+            lambda: open_run_dir(run, key, files, force=cfg.force, inputs=input_paths(cfg))
         )
         if opened.previous is not None and opened.finished:
             return report_finished(cfg, run, opened.previous, group)
         result = new_result(cfg, opened.previous)
 
-        with recorded(run, result, opened), explain_failures(cfg, folder, result):
+        with recorded(opened, result, force=cfg.force), explain_failures(cfg, folder, result):
             check_players(cfg)
-            compute = set_up(cfg.device, cfg.train)
+            settings = OmegaConf.to_object(cfg.train)
+            assert isinstance(settings, TrainSettings)
+            compute = set_up(cfg.device, settings)
             result.device = f"{describe_device(compute.device)}, {compute.precision}"
 
             # ---- images
@@ -130,7 +133,8 @@ def launch(
             log.info("%s: %d steps of %d images, on %s", title, steps, cfg.train.batch_size,
                      result.device)  # fmt: skip
             sample_logger = build_sample_logger(cfg, components, data, compute)
-            tracker = begin(cfg, run, opened, key, settings, result, data, steps, group)
+            result.total_steps = steps
+            tracker = begin(cfg, opened, result, data, group)
             every = cfg.train.eval_every or an_epoch or steps
             loop = TrainingLoop(
                 trainer=trainer,
@@ -144,7 +148,7 @@ def launch(
                 test_batches=test_batches,
                 classes=data.test.classes,
                 run=run,
-                settings=cfg.train,
+                settings=settings,
                 steps=steps,
                 eval_every=every,
                 tracker=tracker,
@@ -250,13 +254,13 @@ def new_result(cfg: DictConfig, previous: Result | None) -> Result:
 
 
 @contextmanager
-def recorded(run: RunDir, result: Result, opened: OpenedRun) -> Iterator[None]:
+def recorded(opened: OpenedRun, result: Result, *, force: bool) -> Iterator[None]:
     """Keep result.json up to date, however the block ends.
 
     A run that fails before its first step, and has no earlier session, leaves no run behind; where
     it was to overwrite another one, that one stays untouched.
     """
-    writes = distributed.is_rank0()
+    run, writes = opened.run, distributed.is_rank0()
     if writes and not opened.overwrites:  # for those who look from outside
         run.write_result(result)
     begun = False
@@ -269,8 +273,8 @@ def recorded(run: RunDir, result: Result, opened: OpenedRun) -> Iterator[None]:
         if opened.overwrites and not begun:
             log.info("%s before it began: nothing was overwritten", stop)
         else:
-            log.info("%s at step %d; the same command goes on from there%s", stop, result.steps,
-                     " (without force=true)" if opened.overwrites else "")  # fmt: skip
+            same = "the same command, without force=true," if force else "the same command"
+            log.info("%s at step %d; %s goes on from there", stop, result.steps, same)
         raise
     except Exception as error:
         begun = result.status == "running"
@@ -338,33 +342,21 @@ def report_finished(cfg: DictConfig, run: RunDir, result: Result, group: str | N
 
 
 def begin(
-    cfg: DictConfig,
-    run: RunDir,
-    opened: OpenedRun,
-    key: dict[str, object],
-    settings: dict[str, str],
-    result: Result,
-    data: RunData,
-    steps: int,
-    group: str | None,
+    cfg: DictConfig, opened: OpenedRun, result: Result, data: RunData, group: str | None
 ) -> Tracker:
-    """Overwrite what was to be, say in result.json that the run is under way, start its tracker."""
-    broken = data.broken
-    result.broken_images = {split: len(places) for split, places in broken.items()}
-    result.total_steps = steps
+    """Begin in the run's folder, list broken images there; return the run's tracker."""
+    run, broken = opened.run, data.broken
     result.status = "running"
+    result.broken_images = {split: len(places) for split, places in broken.items()}
     tracked_run = tracking.tracked(cfg, run.path, result, group)
     if not distributed.is_rank0():
         return NoTracker(run=tracked_run)
     check_run_lock(run.path)  # to prepare may have taken long
-    if opened.overwrites:
-        log.info("force=true: the run in %s is overwritten", run.path)
-        overwrite(run, key, settings)
+    opened.begin(result)
     if broken:
         write_atomically(run.broken, lambda file: file.write(listing(broken)))
     else:
         run.broken.unlink(missing_ok=True)
-    run.write_result(result)
     tracker: Tracker = build(cfg.tracker, run=tracked_run)
     return tracker
 

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -187,8 +187,9 @@ class RunDir:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
+            reason = f"{place}: {first['msg']}" if place else "no JSON object"
             raise UserError(
-                f"{self.result} is not a run's result ({place}: {first['msg']})"
+                f"{self.result} is no result of a run ({reason}): delete it, or run with force=true"
             ) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -295,18 +296,37 @@ PRODUCTS = (
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """What lies in a run's folder from before.
+    """A run that was accepted in its folder.
 
-    previous: the result of an earlier session to go on from, or of the finished run. overwrites:
-    another run lies there, which `overwrite` removes once the new one is known to be able to begin.
+    key: the settings that decide what it computes. hydra_files: names below `.hydra/` and their
+    YAML. previous: the result of an earlier session to go on from, or of the finished run.
+    overwrites: another run lies there, which `begin` removes, not before.
     """
 
+    run: RunDir
+    key: dict[str, Any]
+    hydra_files: Mapping[str, str]
     previous: Result | None = None
     overwrites: bool = False
 
     @property
     def finished(self) -> bool:
         return self.previous is not None and self.previous.status == "finished"
+
+    def begin(self, result: Result) -> None:
+        """Say in result.json that the run is under way; first remove what it overwrites."""
+        if self.overwrites:
+            log.info("force=true: the run in %s is overwritten", self.run.path)
+            remove_products(self.run)
+            write_json(self.run.launch_id, _launch_id())
+            self.write_settings()
+        self.run.write_result(result)
+
+    def write_settings(self) -> None:
+        """Write the run's key and what Hydra would have written."""
+        write_json(self.run.run_key, self.key)
+        for name, text in self.hydra_files.items():
+            write_text(self.run.path / ".hydra" / name, text)
 
 
 def open_run_dir(
@@ -317,49 +337,43 @@ def open_run_dir(
     force: bool,
     inputs: Mapping[str, str | None],
 ) -> OpenedRun:
-    """Accept a run of the settings `key` in its folder, and write them there.
+    """Accept a run of the settings `key` in its folder, and write its settings there.
 
-    hydra_files: names below `.hydra/` and their YAML. force: overwrite what another command began.
-    inputs: settings that name files or folders of the run's inputs, which must survive that. Raises
-    UserError where another run lies there.
+    force: overwrite what another command began. inputs: settings that name files or folders of the
+    run's inputs, which must survive that. Raises UserError where another run lies there.
     """
+    opened = OpenedRun(run, key, hydra_files)
     ours = run.config.exists() and _launched_by_this_command(run)
     if run.config.exists():  # nothing is removed from folders of others
         for place in ("", "checkpoints", "samples", ".hydra"):
             remove_temporaries(run.path / place)
         if force and not ours:
             _check_inputs_survive(run, inputs)
-            return OpenedRun(overwrites=True)
+            return replace(opened, overwrites=True)
     else:
         for path in (run.run_key, run.launch_id, run.config):
             remove_temporaries(path.parent, of=path.name)
     previous = run.read_result()
     resumable = run.checkpoint.exists() or run.previous_checkpoint.exists()
     finished = previous is not None and previous.status == "finished"
-    if resumable or finished:
-        if changes := differences(read_json(run.run_key) or {}, key):
-            raise UserError(_conflict(run, changes, same_sweep=ours))
-        if previous is not None and finished and not run.has_student():
-            lost = f"{run.path} is finished, but its student.safetensors can't be read"
-            if not resumable:
-                log.warning("%s, and there is no checkpoint: force=true trains it anew", lost)
-                return OpenedRun(previous)
-            log.warning("%s: it is written again from the last checkpoint", lost)
-            previous.status = "interrupted"
-        elif finished:
-            return OpenedRun(previous)
-    else:
-        previous = None  # nothing to go on from
+    if not (resumable or finished):  # nothing to go on from
         write_json(run.launch_id, _launch_id())
-    _write_settings(run, key, hydra_files)
-    return OpenedRun(previous)
-
-
-def overwrite(run: RunDir, key: dict[str, Any], hydra_files: Mapping[str, str]) -> None:
-    """Remove what an earlier run has left, and write the new one's settings."""
-    remove_products(run)
-    write_json(run.launch_id, _launch_id())
-    _write_settings(run, key, hydra_files)
+        opened.write_settings()
+        return opened
+    if changes := differences(read_json(run.run_key) or {}, key):
+        raise UserError(_conflict(run, changes, same_sweep=ours))
+    opened = replace(opened, previous=previous)
+    if previous is not None and finished:
+        if run.has_student():
+            return opened
+        lost = f"{run.path} is finished, but its student.safetensors can't be read"
+        if not resumable:
+            log.warning("%s, and there is no checkpoint: force=true trains it anew", lost)
+            return opened
+        log.warning("%s: it is written again from the last checkpoint", lost)
+        previous.status = "interrupted"
+    opened.write_settings()
+    return opened
 
 
 def remove_products(run: RunDir) -> None:
@@ -388,12 +402,6 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if old == new else [f"{path}: {old} -> {new}"]
-
-
-def _write_settings(run: RunDir, key: dict[str, Any], hydra_files: Mapping[str, str]) -> None:
-    write_json(run.run_key, key)
-    for name, text in hydra_files.items():
-        write_text(run.path / ".hydra" / name, text)
 
 
 def _launch_id() -> dict[str, str | None]:
