@@ -140,7 +140,7 @@ def time_evaluation(
     seconds = []
     for _ in range(3):
         start = now(ours.device)
-        evaluate(ours.parts.student, batches, autocast=ours.game.autocast)
+        evaluate(ours.parts.student, batches, autocast=ours.trainer.autocast)
         seconds.append(now(ours.device) - start)
     report.add(f"evaluation: {len(test)} images", min(seconds), len(test))
 
@@ -180,7 +180,7 @@ def time_checkpoint(
             for _ in range(5):
                 start = now(ours.device)
                 state = {
-                    "game": ours.game.state_dict(),
+                    "game": ours.trainer.state_dict(),
                     "loaders": ours.sampler.state_dict(),
                     "stateful": {k: v.state_dict() for k, v in ours.parts.shared_rng.items()},
                 }

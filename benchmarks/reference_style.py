@@ -76,26 +76,26 @@ def _mosaic(game: MosaicKD, optimizer: torch.optim.Optimizer) -> Callable[[Next]
     def adam(module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0.5, 0.999))
 
-    generator, discriminator = adam(game.generator), adam(game.discriminator)
+    generator, discriminator = adam(trainer.generator), adam(trainer.discriminator)
     schedules = [_cosine(each) for each in (optimizer, discriminator, generator)]
 
     def iterate(following: Next) -> None:
         real = following("real")
-        fakes = game.generate()
-        on_fakes = patch_gan_loss(game.discriminator(fakes.detach()), authentic=False)
-        on_reals = patch_gan_loss(game.discriminator(real), authentic=True)
-        _step(discriminator, game.local * (on_fakes + on_reals) / 2)
+        fakes = trainer.generate()
+        on_fakes = patch_gan_loss(trainer.discriminator(fakes.detach()), authentic=False)
+        on_reals = patch_gan_loss(trainer.discriminator(real), authentic=True)
+        _step(discriminator, trainer.local * (on_fakes + on_reals) / 2)
 
-        teacher, student = game.teacher(fakes), game.student(fakes)
-        loss = -game.adv * kl_divergence(student, teacher)
-        loss = loss + game.align * label_alignment(teacher)
-        loss = loss + game.local * patch_gan_loss(game.discriminator(fakes), authentic=True)
-        _step(generator, loss + game.balance * class_balance(teacher))
+        teacher, student = trainer.teacher(fakes), trainer.student(fakes)
+        loss = -trainer.adv * kl_divergence(student, teacher)
+        loss = loss + trainer.align * label_alignment(teacher)
+        loss = loss + trainer.local * patch_gan_loss(trainer.discriminator(fakes), authentic=True)
+        _step(generator, loss + trainer.balance * class_balance(teacher))
 
-        for _ in range(game.student_steps):
+        for _ in range(trainer.student_steps):
             with torch.no_grad():
-                images = torch.cat([game.generate(), following("student")])
-                teacher = game.teacher(images)
+                images = torch.cat([trainer.generate(), following("student")])
+                teacher = trainer.teacher(images)
             _distil(game, optimizer, images, teacher)
         for schedule in schedules:
             schedule.step()

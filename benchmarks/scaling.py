@@ -59,7 +59,7 @@ def reduced(cfg: DictConfig) -> list[int]:
     ours = Ours(cfg, "eager", images)
     turns: list[str] = []
     ours.iterate(turns.append)
-    players = ours.game.players
+    players = ours.trainer.players
     return [sum(p.numel() for p in players[name].parameters) for name in turns if name in players]
 
 

@@ -71,8 +71,8 @@ def main(overrides: list[str]) -> dict[str, float]:
     sampler = timed(
         "loaders", lambda: BatchSampler(streams, gallery.loaders(streams, fit.teacher, fit.seed))
     )
-    game.train()
-    timed("first iteration", lambda: game.next_iteration(sampler))
+    trainer.train_mode()
+    timed("first iteration", lambda: trainer.next_step(sampler))
     return stages
 
 

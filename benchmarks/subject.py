@@ -121,8 +121,8 @@ class Ours(Subject):
             steps=STEPS,
         )
         method = self.method = self.parts.method
-        self.game = Trainer(method, build_players(cfg, method, steps=STEPS), autocast)
-        self.game.train()
+        self.trainer = Trainer(method, build_players(cfg, method, steps=STEPS), autocast)
+        self.trainer.train_mode()
         self.sampler = BatchSampler(
             method.streams,
             {
@@ -132,9 +132,9 @@ class Ours(Subject):
         )
         self.captured = cfg.train.cuda_graph
         if self.captured:
-            self.play = CapturedStep(self.game, self.sampler, self.parts.generators)
+            self.play = CapturedStep(self.trainer, self.sampler, self.parts.generators)
         else:
-            self.play = lambda: self.game.next_iteration(self.sampler)
+            self.play = lambda: self.trainer.next_step(self.sampler)
 
     def settle(self) -> None:
         """As `mosaickd.fit` sets them."""
@@ -172,7 +172,7 @@ class Ours(Subject):
         batch = self.sampler.make_batch(self.sampler.sample_indices())
         if batch:
             after_turn("images")
-        self.game.iterate(batch, after_turn)
+        self.trainer.train_step(batch, after_turn)
 
     def tally(self) -> Tally:
         self.settle()

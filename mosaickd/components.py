@@ -1,218 +1,295 @@
-"""What a method plays with: networks, probes, noise; built as its constructor's signature asks."""
+"""What a run is made of: networks, noise, feature extractors, the method and its players.
+
+Plain functions that return what they build. Initial weights depend on the run's seed and on each
+network's role alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mosaickd.build import UNFIT, build, derived_seed, parameters_of, said
-from mosaickd.config.schema import needs
+from mosaickd.config.schema import needs, plain
+from mosaickd.config.validation import ANNOTATIONS
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
 from mosaickd.engine import distributed
-from mosaickd.engine.batch_norm import synchronize_batch_norms
 from mosaickd.engine.device import compile_network
+from mosaickd.engine.player import Player
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Latents, Method, RandomState
 from mosaickd.models.features import BatchNormStatsHook, FeatureExtractor, in_eval_mode
 
+log = logging.getLogger(__name__)
 
-class Parts:
-    """The networks of one run on its device, and the method that plays with them.
+#: What constructors raise for settings that their annotations could not refuse.
+CONSTRUCTOR_ERRORS = (
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+    *(RuntimeError, MemoryError, InstantiationException),
+)
 
-    instances: how many OOD images there are; steps: how many iterations the run has. Initial
-    weights are decided by the run's seed and each network's role alone.
+
+@dataclass
+class Components:
+    """The parts of one run on its device.
+
+    normalize: of in-domain images. shared_rng: random generators that all ranks draw from alike;
+    per_rank_rng: those that each rank has for itself. Both are part of a checkpoint.
     """
 
-    def __init__(
-        self,
-        cfg: DictConfig,
-        *,
-        device: torch.device,
-        num_classes: int,
-        instances: int,
-        steps: int,
-    ) -> None:
-        self.cfg = cfg
-        self.device = device
-        self.num_classes = num_classes
-        self.instances = instances
-        self.steps = steps
-        self.in_domain = Normalize(cfg.dataset.mean, cfg.dataset.std).to(device)
-        self.wanted = needs(cfg)
-        self.teacher: nn.Module | None = None
-        if "teacher" in self.wanted:
-            self.teacher = self.classifier("teacher").requires_grad_(False).eval()
-        self.student = self.classifier("student")
-        # Hooks first: a compiled network does not look for new ones.
-        supplied = {name: self.supply(name) for name in sorted(self.wanted)}
-        if cfg.train.compile:
-            self.compile(supplied)
-        with self.drawing("method"):
-            self.method: Method = build(cfg.method, **supplied)
-        for name, module in self.method.players.items():
-            module.to(device)  # what the method has built itself
-            if name in cfg.train.sync_batch_norm:
-                synchronize_batch_norms(module)
-
-    def supply(self, name: str) -> Any:
-        """What a method's constructor gets for one of its parameters."""
-        probes: dict[str, Callable[[], Any]] = {
-            f"{role}_{kind}": partial(self.probe, role, kind)
-            for role in ("student", "teacher")
-            for kind in ("features", "embedding")
-        }
-        others: dict[str, Callable[[], Any]] = {
-            "student": lambda: self.student,
-            "teacher": lambda: self.teacher,
-            "teacher_bn_stats": self.teacher_bn_stats,
-            "generator": lambda: self.generator,
-            "discriminator": lambda: self.network("discriminator", image_size=self.image_size),
-            "normalize": lambda: self.normalize,
-            "latents": lambda: self.latents,
-            "augment": lambda: self.augment,
-            "rng": lambda: self.random.rng,
-            "gather": lambda: distributed.gather,
-            "batch_size": lambda: self.batch_size,
-            "num_classes": lambda: self.num_classes,
-            "image_size": lambda: self.image_size,
-            "instances": lambda: self.instances,
-            "steps": lambda: self.steps,
-        }
-        return (probes | others)[name]()
-
-    @property
-    def shared_rng(self) -> dict[str, RandomState]:
-        """Random generators that all processes share, whose states are part of a checkpoint."""
-        return {"latents": self.latents} if "latents" in self.wanted else {}
-
-    @property
-    def per_rank_rng(self) -> dict[str, RandomState]:
-        """And those that each process has for itself."""
-        return {"rng": self.random} if {"rng", "augment"} & self.wanted else {}
+    student: nn.Module
+    teacher: nn.Module | None
+    method: Method
+    normalize: Normalize
+    latents: Latents | None = None
+    shared_rng: dict[str, RandomState] = field(default_factory=dict)
+    per_rank_rng: dict[str, RandomState] = field(default_factory=dict)
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """All of them, for whoever captures an iteration."""
-        return [part.rng for part in [*self.shared_rng.values(), *self.per_rank_rng.values()]]
+        """Return all random generators, for whoever captures an iteration."""
+        return [state.rng for state in [*self.shared_rng.values(), *self.per_rank_rng.values()]]
 
-    # ------------------------------------------------------------------------------- networks
 
-    @property
-    def batch_size(self) -> int:
-        """Of this process."""
-        return int(self.cfg.train.batch_size) // distributed.world_size()
+def build_components(
+    cfg: DictConfig, *, device: torch.device, num_classes: int, instances: int, steps: int
+) -> Components:
+    """Build the networks, and the method with what its constructor asks for.
 
-    @property
-    def image_size(self) -> int:
-        return int(self.cfg.dataset.image_size)
+    instances: how many OOD images there are; steps: iterations of the run. Raises UserError where
+    a network does not map an image of `dataset.image_size` to `num_classes` logits.
+    """
+    inputs = needs(cfg)
+    image_size = int(cfg.dataset.image_size)
+    example = torch.zeros(1, 3, image_size, image_size, device=device)
+    normalize = Normalize(cfg.dataset.mean, cfg.dataset.std).to(device)
 
-    @cached_property
-    def example(self) -> Tensor:
-        """One image without content."""
-        return torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+    teacher = None
+    if "teacher" in inputs:
+        teacher = build_classifier(cfg, "teacher", num_classes, example)
+        teacher.requires_grad_(False).eval()
+    student = build_classifier(cfg, "student", num_classes, example)
 
-    def classifier(self, role: str) -> nn.Module:
-        """A student or teacher, checked to map this data set's images to its classes."""
-        node = self.cfg[role]
-        accepted = parameters_of(node)
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())  # torchvision, timm
-        named = "num_classes" in accepted or (takes_any and "num_classes" not in node)
-        supplied = {"num_classes": self.num_classes} if named else {}
-        model = self.network(role, **supplied)
-        try:
-            with in_eval_mode(model):
-                shape = tuple(model(self.example).shape)
-        except UNFIT as error:
+    latents = None
+    if "latents" in inputs:
+        latents = Latents(
+            cfg.generator.latent_dim, device, derived_seed(cfg.seed, "latents"),
+            distributed.rank(), distributed.world_size(),
+        )  # fmt: skip
+    own = RandomState(device, derived_seed(cfg.seed, "method's draws") + distributed.rank())
+
+    supplied: dict[str, Any] = {
+        "student": student,
+        "teacher": teacher,
+        "latents": latents,
+        "normalize": normalize,
+        "augment": partial(random_crop_and_flip, padding=usual_padding(image_size), rng=own.rng),
+        "rng": own.rng,
+        "gather": distributed.gather,
+        "batch_size": int(cfg.train.batch_size) // distributed.world_size(),
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "instances": instances,
+        "steps": steps,
+    }
+    for role in inputs & {"generator", "discriminator"}:
+        supplied[role] = build_network(cfg, role, device, image_size=image_size)
+    if getattr(supplied.get("generator"), "normalized", False):  # it paints normalised images
+        supplied["normalize"] = nn.Identity()
+    # Hooks come before compiling: a compiled network does not look for new ones.
+    for role, network in {"student": student, "teacher": teacher}.items():
+        for kind in ("features", "embedding"):
+            if network is not None and f"{role}_{kind}" in inputs:
+                supplied[f"{role}_{kind}"] = feature_extractor(cfg, role, kind, network, example)
+    if teacher is not None and "teacher_bn_stats" in inputs:
+        name = f"the teacher {cfg.teacher.name}"
+        supplied["teacher_bn_stats"] = BatchNormStatsHook(teacher, what=name)
+
+    if cfg.train.compile:
+        for role in ("student", "teacher", "generator", "discriminator"):
+            if isinstance(network := supplied.get(role), nn.Module):
+                compile_network(network, frozen=role == "teacher")
+
+    with seeded(cfg, "method"):
+        method: Method = build(cfg.method, **{name: supplied[name] for name in inputs})
+    for module in method.players.values():
+        module.to(device)  # what the method has built itself
+
+    return Components(
+        student=student,
+        teacher=teacher,
+        method=method,
+        normalize=normalize,
+        latents=latents,
+        shared_rng={} if latents is None else {"latents": latents},
+        per_rank_rng={"rng": own} if inputs & {"rng", "augment"} else {},
+    )
+
+
+# ---------------------------------------------------------------------------------- networks
+
+
+def build_network(cfg: DictConfig, role: str, device: torch.device, **supplied: Any) -> nn.Module:
+    """Build the network of a section; of `supplied` it gets what its constructor takes."""
+    accepted = parameters_of(cfg[role])
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    given = {k: v for k, v in supplied.items() if takes_any or k in accepted}
+    with seeded(cfg, role):
+        network: nn.Module = build(cfg[role], **given)
+    if role in cfg.train.sync_batch_norm and distributed.world_size() > 1:
+        if device.type != "cuda":
             raise UserError(
-                f"{role}: {node.name} can't look at an image of {self.image_size}x"
-                f"{self.image_size} pixels ({said(error)})"
-            ) from error
-        if shape != (1, self.num_classes):
-            raise UserError(
-                f"{role}: {node.name} maps one image to an output of shape {list(shape)}, but "
-                f"{self.cfg.dataset.name} has {self.num_classes} classes here"
+                f"train.sync_batch_norm names the {role}, and batch norms are synchronised on CUDA "
+                "only: set train.sync_batch_norm=[]"
             )
-        return model
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if cfg.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network.to(device)
 
-    def network(self, role: str, **supplied: Any) -> nn.Module:
-        """A network on the device. Of `supplied`, it gets what its constructor takes."""
-        accepted = parameters_of(self.cfg[role])
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        given = {k: v for k, v in supplied.items() if takes_any or k in accepted}
-        with self.drawing(role):
-            network: nn.Module = build(self.cfg[role], **given)
-        if self.cfg.train.channels_last:
-            network = network.to(memory_format=torch.channels_last)
-        return network.to(self.device)
 
-    @cached_property
-    def generator(self) -> nn.Module:
-        return self.network("generator", image_size=self.image_size)
-
-    def compile(self, supplied: dict[str, Any]) -> None:
-        """torch.compile every network, in place."""
-        for name, network in ({"student": self.student} | supplied).items():
-            if name in ("student", "teacher", "generator", "discriminator"):
-                compile_network(network, frozen=name == "teacher")
-
-    # ------------------------------------------------------------------ looks inside, and noise
-
-    def probe(self, role: str, kind: str) -> FeatureExtractor:
-        """At the module paths that the model's YAML names."""
-        node = self.cfg[role]
-        setting = f"{role}.{kind}"
-        paths = node.get(kind)
-        if not paths:
-            raise UserError(
-                f"{setting} is missing, and method={self.cfg.method.name} compares features: name "
-                f"module paths of {node.name} there (docs/extending.md)"
-            )
-        network = self.student if role == "student" else self.teacher
-        assert network is not None
-        return FeatureExtractor(
-            network,
-            [paths] if isinstance(paths, str) else list(paths),
-            example=self.example,
-            setting=setting,
-            of="input" if kind == "embedding" else "output",
+def build_classifier(cfg: DictConfig, role: str, num_classes: int, example: Tensor) -> nn.Module:
+    """Build a student or teacher, checked to map `example` [1, 3, H, W] to [1, num_classes]."""
+    node = cfg[role]
+    accepted = parameters_of(node)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())  # torchvision, timm
+    named = "num_classes" in accepted or (takes_any and "num_classes" not in node)
+    supplied = {"num_classes": num_classes} if named else {}
+    model = build_network(cfg, role, example.device, **supplied)
+    try:
+        with in_eval_mode(model):
+            shape = tuple(model(example).shape)
+    except CONSTRUCTOR_ERRORS as error:
+        size = example.shape[-1]
+        raise UserError(
+            f"{role}: {node.name} can't take an image of {size}x{size} pixels ({describe(error)})"
+        ) from error
+    if shape != (1, num_classes):
+        raise UserError(
+            f"{role}: {node.name} maps one image to an output of shape {list(shape)}, but "
+            f"{cfg.dataset.name} has {num_classes} classes here"
         )
+    return model
 
-    def teacher_bn_stats(self) -> BatchNormStatsHook:
-        assert self.teacher is not None
-        return BatchNormStatsHook(self.teacher, what=f"the teacher {self.cfg.teacher.name}")
 
-    @cached_property
-    def latents(self) -> Latents:
-        dim, seed = self.cfg.generator.latent_dim, self.seed("latents")
-        return Latents(dim, self.device, seed, distributed.rank(), distributed.world_size())
+def feature_extractor(
+    cfg: DictConfig, role: str, kind: str, network: nn.Module, example: Tensor
+) -> FeatureExtractor:
+    """Return the extractor at the module paths that the model's YAML names.
 
-    @cached_property
-    def random(self) -> RandomState:
-        return RandomState(self.device, self.seed("method's draws") + distributed.rank())
+    kind: "features" (what modules give out) or "embedding" (what the classifier takes in).
+    """
+    node = cfg[role]
+    setting = f"{role}.{kind}"
+    paths = node.get(kind)
+    if not paths:
+        raise UserError(
+            f"{setting} is missing, and method={cfg.method.name} compares features: name module "
+            f"paths of {node.name} there (docs/extending.md)"
+        )
+    return FeatureExtractor(
+        network,
+        [paths] if isinstance(paths, str) else list(paths),
+        example=example,
+        setting=setting,
+        of="input" if kind == "embedding" else "output",
+    )
 
-    @property
-    def normalize(self) -> Callable[[Tensor], Tensor]:
-        """For what a generator paints; some paint normalised images already."""
-        if "generator" in self.wanted and getattr(self.generator, "normalized", False):
-            return nn.Identity()
-        return self.in_domain
 
-    def augment(self, images: Tensor) -> Tensor:
-        """Random crop and flip, [B, 3, H, W] of any dtype."""
-        return random_crop_and_flip(images, usual_padding(images.shape[-1]), self.random.rng)
+# ----------------------------------------------------------------------------------- players
 
-    def seed(self, purpose: str) -> int:
-        return derived_seed(self.cfg.seed, purpose)
 
-    @contextmanager
-    def drawing(self, role: str) -> Iterator[None]:
-        """Inside, torch's random numbers depend on the run's seed and `role` alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed(role))
-            yield
+def build_players(cfg: DictConfig, method: Method, steps: int) -> dict[str, Player]:
+    """Return the method's trained modules with the optimizers and schedules of the config."""
+    players = {}
+    for name, module in method.players.items():
+        if name not in (cfg.players or {}):
+            raise UserError(f"players.{name} is missing: method={cfg.method.name} has one")
+        try:
+            players[name] = Player(
+                module,
+                instantiate(cfg.players[name].optimizer, _convert_="all"),
+                instantiate(cfg.players[name].schedule, _convert_="all"),
+                steps=method.iterations(name, steps),
+                clip=cfg.train.clip,
+                capturable=cfg.train.cuda_graph,
+            )
+        except CONSTRUCTOR_ERRORS as error:  # a module without weights, more weights than memory
+            raise UserError(f"players.{name}: {describe(error)}") from error
+    return players
+
+
+def check_players(cfg: DictConfig) -> None:
+    """Raise UserError for settings that an optimizer or schedule refuses, in the first second."""
+    for player, node in (cfg.players or {}).items():
+        part = "optimizer"
+        try:
+            optimizer = instantiate(node.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
+            part = "schedule"
+            instantiate(node.schedule, _convert_="all")(optimizer, 1)
+        except CONSTRUCTOR_ERRORS as error:
+            raise UserError(f"players.{player}.{part}: {describe(error)}") from error
+
+
+# ------------------------------------------------------------------- from a section to an object
+
+
+def build(node: DictConfig, **supplied: Any) -> Any:
+    """Build what a section describes, with what the launcher adds to it.
+
+    Hydra fills in the section's own nested parts; the call itself is ours, so that its errors
+    arrive as they were raised and `supplied` is handed over untouched.
+    """
+    accepted = parameters_of(node)
+    own = {k: v for k, v in plain(node).items() if k in accepted or k not in ANNOTATIONS}
+    try:
+        factory = instantiate(own | {"_partial_": True}, _convert_="all")
+        return factory(**supplied)
+    except UserError:
+        raise
+    except CONSTRUCTOR_ERRORS as error:
+        log.debug("%s can't be built", node._target_, exc_info=True)
+        if isinstance(error, ValueError) and node._target_.startswith("mosaickd."):
+            raise UserError(str(error)) from error
+        place = node._get_full_key(None)
+        raise UserError(f"{place}: {node._target_} can't be built ({describe(error)})") from error
+
+
+def parameters_of(node: DictConfig) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of the constructor that a section names."""
+    return inspect.signature(get_object(node._target_)).parameters
+
+
+def describe(error: Exception) -> str:
+    """Return what an error of foreign code says, on one line."""
+    if isinstance(error, UserError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+# --------------------------------------------------------------------------------- random numbers
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Return a seed for one purpose: independent of the others', decided by the run's seed."""
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+@contextmanager
+def seeded(cfg: DictConfig, role: str) -> Iterator[None]:
+    """Let torch's random numbers inside depend on the run's seed and `role` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(cfg.seed, role))
+        yield

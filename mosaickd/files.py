@@ -67,10 +67,14 @@ def _keep(path: Path, previous: Path) -> None:
         spare.unlink(missing_ok=True)  # there yet, if a kill had left both names to one file
 
 
-def write_json(path: Path, content: Any) -> None:
-    """`content` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

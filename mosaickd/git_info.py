@@ -12,8 +12,10 @@ PACKAGE = Path(__file__).resolve().parent
 
 @cache
 def code_version() -> dict[str, Any]:
-    """The commit of the work tree that the package's files belong to, and whether they differ from
-    it; nulls where they belong to none, as those of an installed package."""
+    """Return the commit of the package's work tree, and whether its files differ from it.
+
+    Both are None for an installed package.
+    """
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
     # Whatever decides what a run computes; not notes, tests and results that lie beside it.
@@ -22,7 +24,7 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints; None where it fails, or isn't there."""
+    """Return what git prints; None where it fails, or isn't there."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments],  # noqa: S607

@@ -1,18 +1,18 @@
-"""The images of a run: which there are, which of them a teacher chooses, and who deals them."""
+"""The images of a run: which there are, which of them a teacher chooses, and their loaders."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mosaickd.build import build
+from mosaickd.components import build, derived_seed
 from mosaickd.config.schema import images_of
 from mosaickd.data.broken import Broken
 from mosaickd.data.loader import (
@@ -31,183 +31,208 @@ from mosaickd.losses import entropy
 from mosaickd.methods.base import SourceName, Stream
 from mosaickd.models.weights import weights_digest
 
+#: logits [B, C] -> [B]
+Reduce = Callable[[Tensor], Tensor]
+#: (images, reduce, title, source whose normalization) -> [N]: a network's view of many images.
+Predict = Callable[[ImageSet, Reduce, str, SourceName], Tensor]
 
-class Gallery:
-    """The test images, and those that the method trains on, read when it is built.
 
-    check: called between batches of a long pass; may raise to stop.
+@dataclass(frozen=True)
+class RunData:
+    """The images of one run, in memory.
+
+    train: those that the method trains on, of `train_source`; None for a data-free method.
     """
 
-    def __init__(
-        self,
-        cfg: DictConfig,
-        *,
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager[object]],
-        check: Callable[[], None],
-    ) -> None:
-        self.cfg = cfg
-        self.device = device
-        self.autocast = autocast
-        self.check = check
-        self.sources: dict[SourceName, Source] = {"dataset": build(cfg.dataset)}
-        source = images_of(cfg)
-        if source == "ood":
-            self.sources["ood"] = build(cfg.ood)
-        dataset = self.sources["dataset"]
-        if "ood" in self.sources and self.sources["ood"].image_size != dataset.image_size:
-            raise UserError(
-                f"dataset.image_size is {dataset.image_size} and ood.image_size is "
-                f"{self.sources['ood'].image_size}: give both the same"
-            )
-        self.test = distributed.rank0_first(lambda: dataset.load("test"))
-        self.test_batches = TestBatches(
-            self.test,
-            batch_size=cfg.train.eval_batch_size,
-            mean=dataset.mean,
-            std=dataset.std,
-            device=self.device,
-            channels_last=cfg.train.channels_last,
-            part=distributed.rank(),
-            parts=distributed.world_size(),
-        )
-        self.images: dict[SourceName, ImageSet] = {}
-        if source is not None:
-            self.images[source] = distributed.rank0_first(
-                lambda: self.sources[source].load("train")
-            )
-            subset = "the ood_subset of " if source == "ood" and cfg.ood_subset else ""
-            name = f"{subset}{self.sources[source].name}"
-            check_batch_size(cfg.train.batch_size, self.count_of(source), name)
+    sources: Mapping[SourceName, Source]
+    test: ImageSet
+    train_source: SourceName | None
+    train: ImageSet | None
+
+    @property
+    def splits(self) -> dict[str, ImageSet]:
+        """Return the image sets by source and split."""
+        splits = {"dataset/test": self.test}
+        if self.train is not None:
+            splits[f"{self.train_source}/train"] = self.train
+        return splits
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Return what changes with the images, by source and split."""
+        return {name: fingerprint(images)[:16] for name, images in self.splits.items()}
 
     @property
     def broken(self) -> dict[str, Broken]:
-        """The images that were left out because they can't be read: where there are any."""
-        splits = {"dataset/test": self.test}
-        splits |= {f"{source}/train": images for source, images in self.images.items()}
-        return {name: images.broken for name, images in splits.items() if images.broken}
+        """Return the images that were left out because they can't be read, where there are any."""
+        return {name: images.broken for name, images in self.splits.items() if images.broken}
 
-    def count_of(self, source: SourceName) -> int:
-        """How many images the method has to train on."""
-        if source not in self.images:
-            return 0
-        available = len(self.images[source])
-        if source != "ood" or not self.cfg.ood_subset:
-            return available
-        count = self.cfg.ood_subset_size or self.sources["dataset"].train_size
-        if count is None:
+
+def load_data(cfg: DictConfig) -> RunData:
+    """Read the test images and those that the method trains on.
+
+    Raises UserError where images are missing or damaged, where the two sources differ in size, and
+    where a batch is larger than the training images.
+    """
+    sources: dict[SourceName, Source] = {"dataset": build(cfg.dataset)}
+    train_source = images_of(cfg)
+    if train_source == "ood":
+        sources["ood"] = build(cfg.ood)
+        if sources["ood"].image_size != sources["dataset"].image_size:
             raise UserError(
-                "ood_subset=true takes as many images as the teacher had, and dataset.train_size "
-                "doesn't say how many those were: set ood_subset_size=N"
+                f"dataset.image_size is {sources['dataset'].image_size} and ood.image_size is "
+                f"{sources['ood'].image_size}: give both the same"
             )
-        if count > available:
-            raise UserError(
-                f"ood_subset=true wants {count} images, and {self.sources['ood'].name} has "
-                f"{available}: set ood_subset_size=N to fewer, or leave out ood_subset"
-            )
-        return int(count)
+    test = distributed.rank0_first(lambda: sources["dataset"].load("test"))
+    if train_source is None:
+        return RunData(sources, test, None, None)
+    train = distributed.rank0_first(lambda: sources[train_source].load("train"))
+    data = RunData(sources, test, train_source, train)
+    subset = "the ood_subset of " if train_source == "ood" and cfg.ood_subset else ""
+    name = f"{subset}{sources[train_source].name}"
+    check_batch_size(cfg.train.batch_size, count_train_images(cfg, data), name)
+    return data
 
-    def fingerprints(self) -> dict[str, str]:
-        """What changes with the images, by source and split."""
-        sets = {"dataset/test": self.test}
-        sets |= {f"{source}/train": images for source, images in self.images.items()}
-        return {name: fingerprint(images)[:16] for name, images in sets.items()}
 
-    def epoch_steps(self) -> int | None:
-        """Iterations of an epoch: a setting, or one pass over the images. None: no images."""
-        train = self.cfg.train
-        if train.epoch_steps is not None or not self.images:
-            return train.epoch_steps
-        (source,) = self.images
-        return -(-self.count_of(source) // train.batch_size)
-
-    def choose_subset(self, teacher: nn.Module, *, keep: bool = True) -> None:
-        """Of the OOD images, keep those that the teacher is least sure about (its appendix).
-        keep: write down which these are, for others."""
-        images = self.images["ood"]
-        count, source = self.count_of("ood"), self.sources["ood"]
-        dataset = self.sources["dataset"]
-        chosen_by = hashlib.sha256(f"{dataset.mean} {dataset.std}".encode())
-        chosen_by.update(weights_digest(teacher).encode())
-        chosen_by.update(fingerprint(images).encode())
-        folder = Path(self.cfg.teachers_dir) / dataset.label / "subsets"
-        name = f"{source.label}-{count}-by-{self.cfg.teacher.name}-{chosen_by.hexdigest()[:16]}"
-        kept = distributed.rank0_first(
-            lambda: most_uncertain(
-                lambda: self.ask(
-                    teacher, images, entropy, "asking the teacher about all OOD images"
-                ),
-                count=count,
-                path=folder / f"{name}.safetensors",
-                what=source.name,
-                keep=keep,
-            )
+def count_train_images(cfg: DictConfig, data: RunData) -> int:
+    """Return how many images the method trains on: of an ood_subset those that are chosen."""
+    if data.train is None:
+        return 0
+    available = len(data.train)
+    if data.train_source != "ood" or not cfg.ood_subset:
+        return available
+    count = cfg.ood_subset_size or data.sources["dataset"].train_size
+    if count is None:
+        raise UserError(
+            "ood_subset=true takes as many images as the teacher had, and dataset.train_size "
+            "doesn't say how many those were: set ood_subset_size=N"
         )
-        distributed.broadcast(kept)  # where it can't be kept in a file, each has chosen
-        self.images["ood"] = images.only(kept)
+    if count > available:
+        raise UserError(
+            f"ood_subset=true wants {count} images, and {data.sources['ood'].name} has "
+            f"{available}: set ood_subset_size=N to fewer, or leave out ood_subset"
+        )
+    return int(count)
 
-    def ask(
-        self,
-        teacher: nn.Module,
-        images: ImageSet,
-        question: Callable[[Tensor], Tensor],
-        what: str,
-        statistics: SourceName = "dataset",
+
+def epoch_steps(cfg: DictConfig, data: RunData) -> int | None:
+    """Return the iterations of an epoch: a setting, or one pass over the images, if there are."""
+    if cfg.train.epoch_steps is not None or data.train is None:
+        return cfg.train.epoch_steps
+    return -(-count_train_images(cfg, data) // cfg.train.batch_size)
+
+
+def predictor(
+    cfg: DictConfig,
+    data: RunData,
+    network: nn.Module,
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Predict:
+    """Return a function that reduces the network's logits of many unaugmented images, [N]."""
+
+    def predict_all(
+        images: ImageSet, reduce: Reduce, title: str, normalization: SourceName = "dataset"
     ) -> Tensor:
-        """`question` (logits [B, C] -> [B]) of the teacher's logits for each image, unaugmented."""
-        source = self.sources[statistics]
-        normalize = Normalize(source.mean, source.std).to(self.device)
+        source = data.sources[normalization]
+        normalize = Normalize(source.mean, source.std).to(device)
         return predict(
-            teacher,
+            network,
             images.images,
-            question,
+            reduce,
             prepare=lambda batch: normalize(batch.float() / 255),
-            what=what,
-            batch_size=self.cfg.train.eval_batch_size,
-            device=self.device,
-            autocast=self.autocast,
-            check=self.check,
+            title=title,
+            batch_size=cfg.train.eval_batch_size,
+            device=device,
+            autocast=autocast,
         )
 
-    def loaders(
-        self,
-        streams: Mapping[str, Stream],
-        teacher: nn.Module | None,
-        seed: Callable[[str], int],
-    ) -> dict[str, ResidentLoader]:
-        """One loader a stream; streams of the same source share its images on the device.
+    return predict_all
 
-        teacher: whose classes are balanced, where a stream asks for that; seed: by purpose.
-        """
-        train = self.cfg.train
-        self.images = {name: images.to(self.device) for name, images in self.images.items()}
-        loaders = {}
-        for name, stream in streams.items():
-            statistics = self.sources[stream.normalization]
-            data = self.images[stream.source]
-            kind = ResidentLoader
-            if stream.balanced:
-                assert teacher is not None, "who else could balance what has no labels?"
-                predicted = self.ask(
-                    teacher,
-                    data,
-                    lambda logits: logits.argmax(dim=1),
-                    f"asking the teacher for the classes of {self.sources[stream.source].name}",
-                    stream.normalization,
-                )
-                distributed.broadcast(predicted)
-                data = replace(data, labels=predicted.to(self.device), classes=self.test.classes)
-                kind = BalancedLoader
-            loaders[name] = kind(
-                data,
-                batch_size=train.batch_size,
-                mean=statistics.mean,
-                std=statistics.std,
-                augment=stream.augment,
-                seed=seed(f"stream {name}"),
-                device=self.device,
-                channels_last=train.channels_last,
-                name=self.sources[stream.source].name,
-                share=distributed.rank_slice(train.batch_size),
-            )
-        return loaders
+
+def select_ood_subset(
+    cfg: DictConfig, data: RunData, teacher: nn.Module, predict: Predict, *, cache: bool = True
+) -> RunData:
+    """Return the data with the OOD images that the teacher is least sure about (appendix).
+
+    cache: keep the choice beside the teacher, for other runs.
+    """
+    assert data.train is not None
+    images, count = data.train, count_train_images(cfg, data)
+    source, dataset = data.sources["ood"], data.sources["dataset"]
+    key = hashlib.sha256(f"{dataset.mean} {dataset.std}".encode())
+    key.update(weights_digest(teacher).encode())
+    key.update(fingerprint(images).encode())
+    folder = Path(cfg.teachers_dir) / dataset.label / "subsets"
+    name = f"{source.label}-{count}-by-{cfg.teacher.name}-{key.hexdigest()[:16]}.safetensors"
+    title = "asking the teacher about all OOD images"
+    chosen = distributed.rank0_first(
+        lambda: most_uncertain(
+            lambda: predict(images, entropy, title, "dataset"),
+            count=count,
+            path=folder / name,
+            what=source.name,
+            keep=cache,
+        )
+    )
+    distributed.broadcast(chosen)  # where it can't be kept in a file, each rank has chosen
+    return replace(data, train=images.only(chosen))
+
+
+# ---------------------------------------------------------------------------------------- loaders
+
+
+def build_test_batches(cfg: DictConfig, data: RunData, device: torch.device) -> TestBatches:
+    """Return this rank's part of the test images, normalised, in batches."""
+    dataset = data.sources["dataset"]
+    return TestBatches(
+        data.test,
+        batch_size=cfg.train.eval_batch_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        device=device,
+        channels_last=cfg.train.channels_last,
+        part=distributed.rank(),
+        parts=distributed.world_size(),
+    )
+
+
+def build_loaders(
+    cfg: DictConfig,
+    data: RunData,
+    streams: Mapping[str, Stream],
+    device: torch.device,
+    predict: Predict | None,
+) -> dict[str, ResidentLoader]:
+    """Return one loader a stream; streams of the same source share its images on the device.
+
+    predict: of the teacher, whose classes are balanced where a stream asks for that.
+    """
+    if data.train is None:
+        return {}
+    images = data.train.to(device)
+    loaders = {}
+    for name, stream in streams.items():
+        normalization = data.sources[stream.normalization]
+        own, kind = images, ResidentLoader
+        if stream.balanced:
+            assert predict is not None, "only a teacher can balance what has no labels"
+            title = f"asking the teacher for the classes of {data.sources[stream.source].name}"
+            labels = predict(images, lambda logits: logits.argmax(dim=1), title, stream.normalization)
+            distributed.broadcast(labels)
+            own = replace(images, labels=labels.to(device), classes=data.test.classes)
+            kind = BalancedLoader
+        loaders[name] = kind(
+            own,
+            batch_size=cfg.train.batch_size,
+            mean=normalization.mean,
+            std=normalization.std,
+            augment=stream.augment,
+            seed=derived_seed(cfg.seed, f"stream {name}"),
+            device=device,
+            channels_last=cfg.train.channels_last,
+            name=data.sources[stream.source].name,
+            share=distributed.rank_slice(cfg.train.batch_size),
+        )
+    return loaders

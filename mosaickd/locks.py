@@ -48,11 +48,11 @@ class InUse(UserError):
 
 
 class Lost(UserError):
-    """A folder that this process owned is gone, or another process's: nothing may be written."""
+    """A folder that this process run_lock is gone, or another process's: nothing may be written."""
 
 
 @contextmanager
-def owned(folder: Path, otherwise: str = ANOTHER_FOLDER) -> Iterator[None]:
+def run_lock(folder: Path, otherwise: str = ANOTHER_FOLDER) -> Iterator[None]:
     """Hold `folder` for this process. Raises InUse where another process does, which it names.
 
     Whether a process of another machine lives takes up to `LEASE` seconds to see. otherwise: what

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 #: What each line of metrics.jsonl has beside its metrics.
 STEP = "step"  # iterations of the run so far: the axis of every curve
 TIME = "time"  # when it was logged, in seconds since 1970
@@ -62,24 +60,3 @@ METRICS: dict[str, tuple[str, str]] = {
     IMAGES_PER_SECOND: ("images/s", "batch size over the seconds of an iteration"),
     PEAK_MEMORY: ("MB", "the most that tensors (CUDA) or the process (CPU) ever held"),
 }
-
-#: What older versions called the same.
-FORMER = {
-    "losses": LOSS,
-    "learning_rate": LEARNING_RATE,
-    "accuracy": TOP1,
-    "top5": TOP5,
-    "seconds_per_step": SECONDS_PER_STEP,
-    "images_per_second": IMAGES_PER_SECOND,
-    "memory_mb": PEAK_MEMORY,
-}
-
-
-def renamed(record: dict[str, Any]) -> dict[str, Any]:
-    """Older versions had other names, and grouped losses and learning rates."""
-    new: dict[str, Any] = {}
-    for name, value in record.items():
-        name = FORMER.get(name, name)
-        new |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {
-            name: value}  # fmt: skip
-    return new

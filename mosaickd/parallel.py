@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from mosaickd.engine.interruption import Interrupted
-from mosaickd.locks import InUse, owned
+from mosaickd.locks import InUse, run_lock
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def slot(folder: Path) -> Iterator[int]:
             place = folder / f"slot{number}"
             place.mkdir(parents=True, exist_ok=True)
             try:
-                held.enter_context(owned(place))
+                held.enter_context(run_lock(place))
             except InUse:
                 continue
             _last[folder] = number
@@ -173,7 +173,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _taken(place: Path) -> bool:
     try:
-        with owned(place):
+        with run_lock(place):
             return False
     except InUse:
         return True

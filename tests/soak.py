@@ -234,7 +234,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 class Soak:
-    """Runs of all methods in folders below `root`; each method's reference is played once."""
+    """Runs of all methods in folders below `root`; each method's reference is outputs once."""
 
     def __init__(self, root: Path, methods: list[str], seed: int) -> None:
         self.root = root

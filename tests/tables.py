@@ -73,7 +73,7 @@ def teacher_of(width: int = 12) -> Classifier:
 
 
 class Table:
-    """One method's game.
+    """One method's trainer.
 
     optimizers: by player, instead of `optimizer`; settings: the method's, and whatever else its
     constructor shall get instead of ours, such as `steps`, those of the run.
@@ -125,8 +125,8 @@ class Table:
             )
             for name, module in self.method.players.items()
         }
-        self.game = Trainer(self.method, self.players)
-        self.game.train()
+        self.trainer = Trainer(self.method, self.players)
+        self.trainer.train_mode()
         self.pixels = torch.randn(INSTANCES, 3, SIZE, SIZE)  # of the OOD images, normalised
 
     def probes(self) -> dict[str, Any]:
@@ -155,8 +155,10 @@ class Table:
 
     def play(self, iterations: int, start: int = 0) -> list[Any]:
         """The turns of so many iterations, in order."""
-        played = (self.game.iterate(self.batch(seed)) for seed in range(start, start + iterations))
-        return list(itertools.chain.from_iterable(played))
+        outputs = (
+            self.trainer.train_step(self.batch(seed)) for seed in range(start, start + iterations)
+        )
+        return list(itertools.chain.from_iterable(outputs))
 
 
 def outputs_of(module: nn.Module) -> list[Tensor]:

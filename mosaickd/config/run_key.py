@@ -20,7 +20,7 @@ WATCHING = {"eval_every", "checkpoint_every", "log_every", "check_every", "eval_
 COMPUTING = {"precision", "channels_last", "compile", "cuda_graph", "deterministic"}
 
 
-def identity(cfg: DictConfig) -> dict[str, Any]:
+def run_key(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide what a run computes: two runs that agree here are the same run."""
     keys = {"dataset", "student", "method", "players", "train", "seed"}
     keys |= needs(cfg) & {"teacher", "generator", "discriminator"}
@@ -78,14 +78,3 @@ def _poses(cfg: DictConfig, override: str) -> bool:
 def config_hash(chosen: dict[str, Any]) -> str:
     """12 hex digits of the identity."""
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Settings that differ between two identities, as `path: old -> new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted(old.keys() | new.keys())
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{path}: {old} -> {new}"]

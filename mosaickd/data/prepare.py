@@ -36,7 +36,7 @@ from mosaickd.data.finding import Tree
 from mosaickd.data.pictures import SUFFIXES, in_rgb, read_file
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_atomically, write_json
-from mosaickd.locks import owned
+from mosaickd.locks import run_lock
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 FORMATS = ("png", "webp")
@@ -106,7 +106,7 @@ def prepare(
         raise UserError(f"no images below {source} (looked for {', '.join(sorted(SUFFIXES))})")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with owned(target, otherwise="choose another TARGET"):
+        with run_lock(target, otherwise="choose another TARGET"):
             _check_record(source, target, recipe)
             shutil.rmtree(target / PARTIAL, ignore_errors=True)  # of a killed run
             (target / PARTIAL).mkdir()

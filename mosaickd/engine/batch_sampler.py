@@ -20,12 +20,14 @@ class Loader(Protocol):
     rng: torch.Generator
 
     def sample_indices(self, count: int) -> Tensor:
-        """-> which images the next `count` batches hold, [count, batch_size]."""
+        """Return which images the next `count` batches hold, [count, batch_size]."""
         ...
 
     def make(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> their pixels [count, b, 3, H, W], labels [count, b] and indices [count, b]. Happens
-        on the device alone, without waiting for it."""
+        """Return their pixels [count, b, 3, H, W], labels [count, b] and indices [count, b].
+
+        Happens on the device alone, without waiting for it.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -33,7 +35,7 @@ class Loader(Protocol):
 
 
 class BatchSampler:
-    """Draws an iteration's images (the host counts), then makes them (on the device alone).
+    """Samples an iteration's images (the host counts), then makes them (on the device alone).
 
     A captured iteration holds the second half; the first fills its inputs.
     """
@@ -48,17 +50,17 @@ class BatchSampler:
             name: self.loaders[name].sample_indices(s.draws) for name, s in self.streams.items()
         }
 
-    def make_batch(self, drawn: SampledIndices) -> Batch:
-        """Make what was drawn."""
+    def make_batch(self, sampled: SampledIndices) -> Batch:
+        """Return the images that were sampled, as the method's `turns` takes them."""
         batch = {}
-        for name, indices in drawn.items():
+        for name, indices in sampled.items():
             parts = self.loaders[name].make(indices)
             batch[name] = [Images(*draw) for draw in zip(*parts, strict=True)]
         return batch
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """What making images draws from, for whoever captures it."""
+        """Return what making images draws from, for whoever captures it."""
         return [loader.rng for loader in self.loaders.values()]
 
     def state_dict(self) -> dict[str, Any]:

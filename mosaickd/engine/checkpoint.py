@@ -140,7 +140,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Raises a UserError that names a file which is corrupt, truncated or not a checkpoint."""
     try:
         state = torch_file.load(path)
-        if not isinstance(state, dict) or "game" not in state:
+        if not isinstance(state, dict) or "trainer" not in state:
             raise torch_file.Unreadable("not a checkpoint of this framework")
     except torch_file.Unreadable as error:
         raise UserError(f"{path} can't be read as a checkpoint ({error})") from error

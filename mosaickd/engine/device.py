@@ -8,17 +8,45 @@ import platform
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from mosaickd.engine import distributed
+from mosaickd.engine.settings import TrainSettings
 from mosaickd.errors import UserError
 from mosaickd.files import user_cache
 
 
+class Compute(NamedTuple):
+    """Where and how a run computes. precision: fp32 or bf16."""
+
+    device: torch.device
+    precision: str
+    autocast: Callable[[], AbstractContextManager[object]]
+
+
+def set_up(name: str, settings: TrainSettings) -> Compute:
+    """Choose the device and set torch's switches as `train.*` asks; return how the run computes."""
+    device = choose_device(name, distributed.local_rank())
+    precision, autocast = autocast_for(device, settings.precision)
+    if settings.cuda_graph and device.type != "cuda":
+        raise UserError("train.cuda_graph=true needs a CUDA device; this run is on the CPU")
+    if settings.deterministic:  # cuBLAS reads this when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # fp32 means float32
+    if device.type == "cuda":  # streams and graphs take the current device
+        torch.cuda.set_device(device)
+    if settings.compile:
+        begin_compiling()
+    return Compute(device, precision, autocast)
+
+
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
+    """Return the device of `auto` (CUDA where there is one, else CPU), `cpu`, `cuda`, `cuda:N`.
 
     local_rank: of several processes that play together, which of this machine's it is; each
     takes a CUDA device of its own.
@@ -56,7 +84,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def computes_bfloat16_fast(device: torch.device) -> bool:
-    """CUDA with bf16 units, or a CPU with AVX512-bf16 or AMX."""
+    """Return whether it is CUDA with bf16 units, or a CPU with AVX512-bf16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # torch has no public query yet; a build without these falls back to float32.
@@ -67,7 +95,7 @@ def computes_bfloat16_fast(device: torch.device) -> bool:
 def autocast_for(
     device: torch.device, precision: str
 ) -> tuple[str, Callable[[], AbstractContextManager[object]]]:
-    """-> the precision that `auto` comes to, and a context to run forward passes in."""
+    """Return the precision that `auto` comes to, and a context to run forward passes in."""
     if precision == "auto":
         precision = "bf16" if computes_bfloat16_fast(device) else "fp32"
     if precision == "fp32":
@@ -76,8 +104,7 @@ def autocast_for(
 
 
 def eagerly() -> AbstractContextManager[object]:
-    """Inside, compiled networks run as they are written: batches of other sizes than a run's are
-    not worth compiling for."""
+    """Run compiled networks as they are written: other batch sizes aren't worth compiling for."""
     return torch.compiler.set_stance("force_eager")
 
 
@@ -94,7 +121,7 @@ def begin_compiling() -> None:
 
 
 def _processor() -> str:
-    """What this machine's processor can do, in a few digits."""
+    """Return a hash of what this machine's processor can do."""
     facts = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
     with suppress(OSError), open("/proc/cpuinfo") as file:
         facts += sorted({line for line in file if line.startswith(("model", "flags", "Features"))})
@@ -102,7 +129,7 @@ def _processor() -> str:
 
 
 def compile_network(network: nn.Module, *, frozen: bool) -> None:
-    """torch.compile in place. frozen: the weights are final when the first batch comes.
+    """Compile a network in place. frozen: the weights are final when the first batch comes.
 
     Where no gradient is asked for, a frozen network's weights become constants of the compiled
     code, laid out and folded into their neighbours once.
@@ -138,7 +165,7 @@ _NO_MEMORY = re.compile(
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """In a line what could not be had; None where `error` is about something else."""
+    """Return in a line what could not be had; None where `error` is about something else."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return lines[0].rstrip(".") if lines else "no memory is left"
@@ -148,8 +175,8 @@ def out_of_memory(error: BaseException) -> str | None:
     return found.rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
 
 
-def describe(device: torch.device) -> str:
-    """The device in words, for results."""
+def describe_device(device: torch.device) -> str:
+    """Return the device in words, for results."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -160,3 +187,12 @@ def describe(device: torch.device) -> str:
     except OSError:
         pass  # not Linux
     return f"{name}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the most memory that tensors (CUDA) or the process (CPU) ever held, in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on Windows, where no one trains
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -1,9 +1,9 @@
-"""One run played by several processes, as torchrun starts them: what they share and agree on.
+"""One run on several ranks, as torchrun starts them: what they share and agree on.
 
-Every process plays the whole game on its part of each batch. All of them draw the same random
-numbers for the whole batch and take their part, so that together they see the images and the
-noise that a single process would; gradients are averaged turn by turn, and the first process
-alone writes. With one process nothing here does anything.
+Every rank trains on its part of each batch. All of them draw the same random numbers for the whole
+batch and take their part, so that together they see the images and the noise that one would;
+gradients are averaged turn by turn, and rank 0 alone writes. With one process nothing here does
+anything.
 """
 
 from __future__ import annotations
@@ -29,92 +29,91 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: What torchrun tells each process that it starts, beside WORLD_SIZE.
+#: The environment of each rank under torchrun, beside WORLD_SIZE.
 FROM_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-#: How long a message may take. Deaths are noticed sooner: a closed connection ends a message at
-#: once, and torchrun ends the others. Nothing that can take longer is waited for in a message.
-PATIENCE = timedelta(minutes=10)
+#: How long a collective may take. A dead rank is noticed sooner: its closed connection ends a
+#: collective at once. Work that can take longer is polled for through the store (`rank0_only`).
+TIMEOUT = timedelta(minutes=10)
 
 _store: dist.Store | None = None
-_turns = 0  # how often `first` was called
-_failures = 0  # how often `all_ranks_failed` was called
-_whole = True
+_calls = 0  # of `rank0_only`
+_failures = 0  # calls of `all_ranks_failed`
+_says_goodbye = True
 
 
 class LostProcess(UserError):
-    """Another process of this run is gone. Told at once: torchrun may end this one any moment."""
+    """Another rank is gone. Reported where it is raised: torchrun may end this one any moment."""
 
     told = True
 
 
 def init() -> None:
-    """Meet the others, if torchrun started this process (RANK, WORLD_SIZE and so on are set)."""
+    """Join the process group, if torchrun started this process (it sets RANK, WORLD_SIZE, ...)."""
     global _store
     if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
         return
     if missing := [name for name in FROM_TORCHRUN if name not in os.environ]:
         raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes play this run, but "
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes train a run, but "
             f"{', '.join(missing)} is not set: start them with torchrun, or unset WORLD_SIZE"
         )
     store, rank, world = next(iter(dist.rendezvous("env://")))
-    # The store may outlive the processes that torchrun restarts: what these say to each other,
-    # their addresses to begin with, is kept apart from what those said.
+    # The store may outlive ranks that torchrun restarts: each generation has a prefix of its own.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     both = torch.cuda.is_available() and dist.is_nccl_available()
-    with _messages():
+    with _lost_ranks_explained():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if both else "gloo",
             store=store,
             rank=rank,
             world_size=world,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
     _store = dist.PrefixStore("mosaickd", store)
     atexit.register(_end)
 
 
 def give_up() -> None:
-    """This process ends with an error: it does not wait for the others in order to say goodbye."""
-    global _whole
-    _whole = False
+    """Let this process end with an error without waiting for the other ranks."""
+    global _says_goodbye
+    _says_goodbye = False
 
 
 def _end() -> None:
-    # torchrun ends all when one has failed: let the first one, who talks, have its say before.
+    # torchrun ends all ranks when one has failed: let rank 0, which prints, do so before.
     sys.stdout.flush()
     if is_rank0() and _store is not None:
         with suppress(RuntimeError):
-            _store.set("spoken", "yes")
+            _store.set("printed", "yes")
     else:
-        _wait_for(["spoken"], seconds=5)
-    if _whole and dist.is_initialized():
+        _wait_for(["printed"], seconds=5)
+    if _says_goodbye and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """How many processes play this run."""
+    """Return how many processes train this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Return which of them this is, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_rank0() -> bool:
-    """Whether this is the process that writes and talks."""
+    """Return whether this is the process that writes and prints."""
     return rank() == 0
 
 
 def local_rank() -> int | None:
-    """Which of this machine's processes this is, from 0; None where there is only one."""
+    """Return which of this machine's ranks this is, from 0; None where there is only one."""
     return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else None
 
 
 def rank_slice(batch_size: int) -> slice:
-    """This process's part of a batch. Raises UserError where the batch doesn't divide."""
+    """Return this rank's part of a batch. Raises UserError where the batch doesn't divide."""
     part, rest = divmod(batch_size, world_size())
     if rest:
         near = [n for n in (batch_size - rest, batch_size - rest + world_size()) if n]
@@ -125,11 +124,11 @@ def rank_slice(batch_size: int) -> slice:
     return slice(rank() * part, (rank() + 1) * part)
 
 
-# ------------------------------------------------------------------------------------- messages
+# ---------------------------------------------------------------------------------- collectives
 
 
 @contextmanager
-def _messages() -> Iterator[None]:
+def _lost_ranks_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo raises these; torch's own are a kind of them
@@ -146,8 +145,7 @@ def _messages() -> Iterator[None]:
 
 @torch.no_grad()
 def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
-    """Put the mean over all processes into each of `tensors`: one flat message for all of them,
-    whatever their number (as StyleGAN3 does it)."""
+    """Replace each tensor by its mean over all ranks: one flat all-reduce (as StyleGAN3 does)."""
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -158,72 +156,72 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
 
 
 def all_reduce_sum(tensor: Tensor) -> None:
-    """Put the sum over all processes into `tensor`."""
+    """Replace `tensor` by its sum over all ranks."""
     if world_size() > 1:
-        with _messages():
+        with _lost_ranks_explained():
             dist.all_reduce(tensor)
 
 
 def sum_over_ranks(numbers: Sequence[int]) -> list[int]:
-    """Each number's sum over all processes."""
+    """Return each number's sum over all ranks."""
     sums = torch.tensor(numbers, dtype=torch.int64)
     all_reduce_sum(sums)
     return sums.tolist()
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest of the numbers that the processes have."""
+    """Return the largest of the ranks' numbers."""
     if world_size() == 1:
         return number
     largest = torch.tensor(number)
-    with _messages():
+    with _lost_ranks_explained():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
 
 @torch.no_grad()
 def gather(tensor: Tensor) -> Tensor:
-    """All processes' tensors [n, ...], one after the other. -> [world * n, ...], no gradient."""
+    """Return all ranks' tensors [n, ...], one after the other: [world * n, ...], no gradient."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    with _messages():
+    with _lost_ranks_explained():
         dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
 def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each process has to remember, in their order."""
+    """Return the states of all ranks, in their order."""
     if world_size() == 1:
         return [state]
     states: list[Any] = [None] * world_size()
-    with _messages():
+    with _lost_ranks_explained():
         dist.all_gather_object(states, state)
     return states
 
 
 def broadcast(*tensors: Tensor) -> None:
-    """Fill each of the tensors with what the first process has in it."""
+    """Fill each of the tensors with rank 0's values."""
     if world_size() > 1:
         for tensor in tensors:
-            with _messages():
+            with _lost_ranks_explained():
                 dist.broadcast(tensor, 0)
 
 
-# --------------------------------------------------------------- what only the first process does
+# ---------------------------------------------------------------------- what only rank 0 does
 
 
 def rank0_only(work: Callable[[], Result]) -> Result:
-    """Only the first process does `work`; all return what it came to, or raise what it raised.
+    """Do `work` on rank 0 only; return on all ranks what it returned, or raise what it raised.
 
-    The others look for the outcome from time to time, for as long as it takes: work may be
-    training a teacher. What it returns has to be picklable.
+    The others poll for the outcome, for as long as it takes: work may be training a teacher. What
+    it returns has to be picklable.
     """
-    global _turns
+    global _calls
     if _store is None:
         return work()
-    _turns += 1
-    key = f"first-{_turns}"
+    _calls += 1
+    key = f"first-{_calls}"
     if is_rank0():
         try:
             outcome: tuple[bool, Any] = True, work()
@@ -233,11 +231,11 @@ def rank0_only(work: Callable[[], Result]) -> Result:
             raise
         _store.set(key, pickle.dumps(outcome).hex())
     else:
-        with _messages():
+        with _lost_ranks_explained():
             while not _store.check([key]):  # not `wait`: a signal would have to wait with it
                 time.sleep(0.02)
-            said = bytes.fromhex(_store.get(key).decode())
-            outcome = pickle.loads(said)  # noqa: S301  (from a process of this run, as torch's are)
+            content = bytes.fromhex(_store.get(key).decode())
+            outcome = pickle.loads(content)  # noqa: S301  (from a process of this run, as torch's are)
         if not outcome[0]:
             raise outcome[1]
     result: Result = outcome[1]
@@ -246,14 +244,14 @@ def rank0_only(work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def rank0_holds(lock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Hold a lock that belongs to all processes: the first one takes it and gives it back."""
+    """Hold a lock that belongs to all ranks: rank 0 takes it and gives it back."""
     with ExitStack() as held:
         rank0_only(lambda: held.enter_context(lock()))
         yield
 
 
 def rank0_first(work: Callable[[], Result]) -> Result:
-    """The first process does `work`, then the others do, and find what it left on the disk."""
+    """Do `work` on rank 0, then on the others, which find what it left on the disk."""
     if world_size() == 1:
         return work()
     found: list[Result] = []
@@ -262,8 +260,10 @@ def rank0_first(work: Callable[[], Result]) -> Result:
 
 
 def all_ranks_failed(seconds: float = 5.0) -> bool:
-    """Whether every process has come here, with an error each: what is wrong is then wrong in all
-    of them, one tells it, and they can go on to something else together. Waits a little."""
+    """Return whether every rank has come here, with an error each. Waits for `seconds` at most.
+
+    Then the same is wrong in all of them, rank 0 reports it, and a sweep can go on.
+    """
     global _failures
     if _store is None:
         return True
@@ -275,7 +275,7 @@ def all_ranks_failed(seconds: float = 5.0) -> bool:
 
 
 def _wait_for(keys: list[str], seconds: float) -> bool:
-    """Whether all of these are said in the store, or will be soon."""
+    """Return whether all keys are in the store within some seconds."""
     deadline = time.monotonic() + seconds
     with suppress(RuntimeError):  # the store is gone, and whoever kept it
         while _store is not None and time.monotonic() < deadline:

@@ -27,14 +27,11 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    check: Callable[[], None] = lambda: None,
 ) -> Accuracy:
-    """Accuracy of `model` in eval mode, which is left in the mode it was in.
+    """Return the accuracy of `model` in eval mode; it is left in the mode it was in.
 
-    batches: pairs of normalised images [B, 3, H, W] and labels [B]; of several processes that
-    play together, each has its own part, and all get the accuracy on all images. check: called
-    after each batch; may raise to stop early. Draws no random numbers and moves no batch-norm
-    statistics.
+    batches: pairs of normalised images [B, 3, H, W] and labels [B]; each rank has its own part, and
+    all get the accuracy on all images. Draws no random numbers and moves no batch-norm statistics.
     """
     training = model.training
     model.eval()
@@ -45,10 +42,9 @@ def evaluate(
                 logits = model(images)
             ranks = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
             correct = ranks == labels[:, None]
-            found = torch.stack([correct[:, 0], torch.ones_like(labels, dtype=torch.bool),
+            counts = torch.stack([correct[:, 0], torch.ones_like(labels, dtype=torch.bool),
                                  correct.any(dim=1)]).long()  # fmt: skip
-            sums.append(found.new_zeros(3, logits.shape[1]).index_add_(1, labels, found))
-            check()
+            sums.append(counts.new_zeros(3, logits.shape[1]).index_add_(1, labels, counts))
         classes = distributed.all_reduce_max(sums[0].shape[1] if sums else 0)
         own = torch.stack(sums).sum(dim=0).flatten().tolist() if sums else [0] * 3 * classes
         numbers = distributed.sum_over_ranks(own)

@@ -1,4 +1,4 @@
-"""A whole iteration as one CUDA graph: images, all turns, optimizer steps, in one launch."""
+"""Whole iterations as one CUDA graph: images, all turns, optimizer steps, in one launch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mosaickd.engine.trainer import StepOutput, Trainer
 
 
 class CapturedStep:
-    """Plays a game's iterations by replaying a captured one.
+    """Takes a trainer's iterations by replaying a captured one.
 
     The first `warmup` iterations run eagerly on a side stream, as capture demands; the next is
     captured and from then on replayed: which images are wanted is copied into its inputs, random
@@ -22,12 +22,12 @@ class CapturedStep:
 
     def __init__(
         self,
-        game: Trainer,
+        trainer: Trainer,
         sampler: BatchSampler,
         generators: Iterable[torch.Generator] = (),
         warmup: int = 3,
     ) -> None:
-        self.game = game
+        self.trainer = trainer
         self.sampler = sampler
         self.generators = [*generators, *sampler.generators]
         self.warmup = warmup
@@ -37,13 +37,13 @@ class CapturedStep:
         self.outputs: list[StepOutput] = []
 
     def __call__(self) -> list[StepOutput]:
-        """The next iteration, as `Trainer.iterate` on what the sampler deals."""
+        """Take the next iteration, as `Trainer.next_step` does."""
         drawn = self.sampler.sample_indices()
         if self.warmup > 0:
             self.warmup -= 1
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                played = self.game.play(self.sampler.make_batch(drawn))
+                outputs = self.trainer.play_turns(self.sampler.make_batch(drawn))
             torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if self.graph is None:
@@ -53,20 +53,20 @@ class CapturedStep:
                 self.inputs[name].copy_(indices)
             self.graph.replay()
             # The graph writes the same memory at each replay; what is logged later needs a copy.
-            played = [
+            outputs = [
                 StepOutput(p.player, {k: v.clone() for k, v in p.losses.items()}, p.weights)
                 for p in self.outputs
             ]
-        self.game.advance_schedules(played)
-        return played
+        self.trainer.advance_schedules(outputs)
+        return outputs
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        for player in self.game.players.values():
+        for player in self.trainer.players.values():
             player.optimizer.zero_grad(set_to_none=True)
         # Other threads go on using CUDA: a checkpoint may be on its way to the disk.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.outputs = self.game.play(self.sampler.make_batch(self.inputs))
+            self.outputs = self.trainer.play_turns(self.sampler.make_batch(self.inputs))
         return graph

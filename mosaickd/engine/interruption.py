@@ -78,6 +78,22 @@ class Interruption:
         yield
         self._deferring = outer
 
+    @contextmanager
+    def immediate(self, allowed: bool = True) -> Iterator[None]:
+        """Raise at once inside, also within `deferred()`: nothing is half done there.
+
+        allowed: False leaves it as it is, where other processes wait for this one.
+        """
+        if not allowed:
+            yield
+            return
+        outer, self._deferring = self._deferring, False
+        self.check()
+        try:
+            yield
+        finally:
+            self._deferring = outer
+
     def check(self, agree: Callable[[int], int] = int) -> None:
         """Raise `Interrupted` if a signal has come.
 

@@ -18,7 +18,7 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 
 class Player:
-    """Takes the optimizer steps of one module; other players' weights are never touched.
+    """Take the optimizer steps of one module; other players' weights are never touched.
 
     optimizer: called with the parameters; schedule: called with the optimizer and the number of
     iterations in which this player has a turn; clip: largest norm of a step's gradient, or None.
@@ -48,7 +48,7 @@ class Player:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, objective: Tensor, reset_optimizer: bool = False) -> None:
-        """Minimise `objective` (scalar) by one optimizer step; reset_optimizer: as if it were the first."""
+        """Minimise `objective` (scalar) by one step; reset_optimizer: as if it were the first."""
         if reset_optimizer:
             self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
@@ -75,7 +75,7 @@ class Player:
 
 
 def _fast_options(optimizer: OptimizerFactory, capturable: bool) -> dict[str, bool]:
-    """One fused kernel instead of a loop over tensors, unless the config says otherwise."""
+    """Ask for one fused kernel instead of a loop over tensors, unless the config says otherwise."""
     accepted = inspect.signature(optimizer).parameters
     chosen = getattr(optimizer, "keywords", {})
     options = {}

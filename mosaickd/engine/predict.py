@@ -23,25 +23,22 @@ def predict(
     reduce: Callable[[Tensor], Tensor],
     *,
     prepare: Callable[[Tensor], Tensor],
-    what: str,
+    title: str,
     batch_size: int,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """What `reduce` makes of the logits of each image. -> [N], on the CPU.
+    """Return `reduce` of the logits of each image: [N], on the CPU.
 
     images: uint8 [N, 3, H, W], anywhere, also memory-mapped: only a batch is ever on the device,
     or in floats. prepare: uint8 batch -> what the network wants. reduce: logits [B, C] -> [B].
-    check: called after each batch; may raise to stop early. The network is taken as it is: put it
-    into eval mode first.
+    The network is taken as it is: put it into eval mode first.
     """
     began = time.perf_counter()
     results = []
-    for batch in track(images.split(batch_size), what):
+    for batch in track(images.split(batch_size), title):
         with autocast(), eagerly():
             logits = network(prepare(batch.to(device)))
         results.append(reduce(logits).cpu())
-        check()
-    log.info("%s: %d images in %.1f s", what, len(images), time.perf_counter() - began)
+    log.info("%s: %d images in %.1f s", title, len(images), time.perf_counter() - began)
     return torch.cat(results)

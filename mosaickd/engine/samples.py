@@ -63,25 +63,25 @@ def save_grids(path: Path, grids: Sequence[Grid], step: int, columns: int = 10) 
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-def by_class(images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """`images` [n, ...] ordered by `classes` [n]; and these."""
+def sort_by_class(images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `images` [n, ...] ordered by `classes` [n], and these."""
     ordered = classes.sort(stable=True)
     return images[ordered.indices], ordered.values
 
 
 class SampleReport(NamedTuple):
-    """What there was to see. drawn: whether a picture was written; metrics: of the fakes."""
+    """What samples show. drawn: whether a picture was written; metrics: of the synthetic images."""
 
     drawn: bool
     metrics: dict[str, Any]
 
 
 class SampleLogger:
-    """Draws what the method makes, of fixed noise, beside fixed images that it trains on; and
-    counts which classes the teacher sees in what it makes.
+    """Draws what the method makes of fixed noise, beside fixed images that it trains on; counts
+    which classes the teacher sees in what it makes.
 
-    latents: draws fixed noise, n -> [n, latent_dim]; None where no generator is. shown: images a
-    grid. counted: of how many synthetic images the classes are counted.
+    noise: batches of latents [n, latent_dim], or [None] where there is no generator; the first
+    batch is drawn, of all of them the classes are counted. images: normalised [n, 3, H, W].
     """
 
     def __init__(
@@ -90,46 +90,48 @@ class SampleLogger:
         *,
         teacher: nn.Module | None,
         denormalize: Callable[[Tensor], Tensor],
-        latents: Callable[[int], Tensor] | None,
+        noise: Sequence[Tensor | None],
         images: Tensor | None,
         autocast: Callable[[], AbstractContextManager[object]],
-        shown: int,
-        counted: int,
     ) -> None:
         self.method = method
         self.teacher = teacher
         self.denormalize = denormalize
-        draws = [shown] * max(1, counted // shown)
-        self.noise = [latents(n) for n in draws] if latents else [None]
-        self.images = images  # normalised [n, 3, H, W]
+        self.noise = noise
+        self.images = images
         self.autocast = autocast
 
     @torch.no_grad()
     def __call__(self, path: Path, step: int) -> SampleReport:
-        """Draw to `path`. Nothing is drawn where there is nothing new to see: no teacher to sort
-        by, or nothing that was made and the fixed images already drawn."""
+        """Draw to `path`, unless there is nothing new to see.
+
+        That is so without a teacher to sort by, and where nothing was made and the fixed images
+        are drawn already.
+        """
         if self.teacher is None:
             return SampleReport(False, {})
-        modules = [m for m in self.method.players.values() if m.training]
-        for module in modules:  # looking must not move batch-norm statistics
-            module.eval()
         shown: Tensor | None = None
         logits: list[Tensor] = []
-        for noise in self.noise:
-            with self.autocast():
-                images = self.method.synthesize(noise)
-            if images is not None:
-                logits.append(self._logits(images))
-                shown = images if shown is None else shown  # of the others the classes are enough
-        for module in modules:
-            module.train()
-        drawn = any(path.parent.glob("*.png"))  # by this process, or one that it goes on from
+        modules = [m for m in self.method.players.values() if m.training]
+        try:
+            for module in modules:  # sampling must not move batch-norm statistics
+                module.eval()
+            for noise in self.noise:
+                with self.autocast():
+                    images = self.method.synthesize(noise)
+                if images is not None:
+                    logits.append(self._logits(images))
+                    shown = images if shown is None else shown
+        finally:
+            for module in modules:
+                module.train()
+        drawn = any(path.parent.glob("*.png"))  # in this session, or one that it goes on from
         if shown is None and (drawn or self.images is None):
             return SampleReport(False, {})
         grids, metrics = [], {}
         if shown is not None:
             grids.append(self._grid("synthetic", shown, logits[0]))
-            metrics = classes_seen(torch.cat(logits))
+            metrics = class_metrics(torch.cat(logits))
         if self.images is not None:
             grids.append(self._grid("images", self.images, self._logits(self.images)))
         save_grids(path, grids, step)
@@ -141,12 +143,27 @@ class SampleLogger:
             return self.teacher(images).float()
 
     def _grid(self, what: str, images: Tensor, logits: Tensor) -> Grid:
-        images, classes = by_class(images, logits.argmax(dim=1))
+        images, classes = sort_by_class(images, logits.argmax(dim=1))
         return Grid(what, self.denormalize(images), classes)
 
 
-def classes_seen(logits: Tensor) -> dict[str, Any]:
-    """What the teacher takes synthetic images for: a generator that makes few things shows there.
+#: Images a grid, and synthetic images whose classes are counted, at 32x32 pixels and below.
+SHOWN, COUNTED = 100, 1000
+
+
+def sample_counts(image_size: int, num_classes: int) -> tuple[int, int]:
+    """Return how many images a grid shows, and of how many the classes are counted.
+
+    Larger images are fewer, so that a look costs about the same at 224x224 as at 32x32; at least
+    16 are shown.
+    """
+    share = min(1.0, (32 / image_size) ** 2)
+    shown = max(16, int(SHOWN * share))
+    return shown, max(shown, int(min(10 * num_classes, COUNTED) * share))
+
+
+def class_metrics(logits: Tensor) -> dict[str, Any]:
+    """Return what the teacher takes synthetic images for: a generator that makes few things shows.
 
     logits: [n, C].
     """

@@ -23,7 +23,7 @@ from mosaickd.constraints import Count
 
 
 def cosine(optimizer: Optimizer, steps: int, *, stairs: Count | None = None) -> LRScheduler:
-    """From the initial rate to zero along half a cosine (Loshchilov & Hutter, 2017).
+    """Fall from the initial rate to zero along half a cosine (Loshchilov & Hutter, 2017).
 
     stairs: the rate stays the same for a `stairs`-th of the run at a time (of 200 epochs: 200).
     """
@@ -37,12 +37,12 @@ def _stair(step: int, *, steps: int, stairs: int) -> float:
 
 
 def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """The initial rate throughout."""
+    """Keep the initial rate throughout."""
     return ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
 def multistep(
     optimizer: Optimizer, steps: int, *, milestones: Sequence[float], gamma: float = 0.1
 ) -> LRScheduler:
-    """Times `gamma` at each milestone, a fraction of the run (150 of 240 epochs: 0.625)."""
+    """Multiply by `gamma` at each milestone, a fraction of the run (150 of 240 epochs: 0.625)."""
     return MultiStepLR(optimizer, [round(m * steps) for m in milestones], gamma=gamma)

@@ -21,11 +21,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from mosaickd.account import has_api_key, server
 from mosaickd.constraints import Positive
-from mosaickd.engine.metrics import MetricsFile, sample_grid
 from mosaickd.engine.wandb_process import OUTBOX
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_json
 from mosaickd.metric_names import SAMPLES, STEP, TIME, TOP1
+from mosaickd.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -189,10 +189,10 @@ class WandbTracker:
         """Give W&B what it lacks of the run so far. A session on its own server lacks what was not
         sent; an offline one lacks all, as `wandb sync` puts each in the place of the one before."""
         orders: list[dict[str, Any]] = []
-        for line in MetricsFile(self.folder / "metrics.jsonl").read() if step else []:
+        for line in RunDir(self.folder).read_metrics() if step else []:
             at, when = line.pop(STEP), line.pop(TIME, None)
             orders.append({"step": at, "record": line} | ({"time": when} if when else {}))
-            picture = sample_grid(self.folder, at)
+            picture = RunDir(self.folder).sample(at)
             if TOP1 in line and picture.is_file():
                 orders.append({"step": at, "image": SAMPLES, "path": str(picture)})
         for first in range(0, len(orders), BUNDLE):

@@ -255,7 +255,7 @@ def metrics(folder: Path) -> Iterator[dict[str, Any]]:
             continue
         step = record.get(metric_names.STEP) if isinstance(record, dict) else None
         if type(step) is int and 0 < step < LARGE:
-            yield metric_names.renamed(record)
+            yield record
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:

@@ -105,7 +105,7 @@ def is_training(out: Path) -> bool:
 
 
 def assert_one_teacher(forked: Forked) -> None:
-    """Each of its epochs was played once."""
+    """Each of its epochs was outputs once."""
     home = forked.folder / "checkpoints" / "letters"
     steps = [line["step"] for line in metrics(home / "wrn16_2-training") if "accuracy/top1" in line]
     assert steps == [5, 10, 15, 20]

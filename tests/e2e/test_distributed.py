@@ -172,7 +172,7 @@ def test_what_cannot_be_shared_is_refused(cli: Cli, tiny: Tiny) -> None:
     deepinv = tiny.distil("kd", "~ood", "method=deepinv", "train.steps=2", "hydra.run.dir=images")
     deepinv = [o for o in deepinv if not o.startswith("ood.")]
     outcome = done(torchrun(cli, *deepinv), code=1)
-    assert "method=deepinv can't be played by several processes" in outcome.text
+    assert "method=deepinv can't be outputs by several processes" in outcome.text
 
 
 @pytest.mark.slow

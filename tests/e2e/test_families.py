@@ -45,9 +45,9 @@ def test_a_vgg_teaches_a_resnet(sweep: Cli, method: str) -> None:
     result = read_json(folder / "result.json")
     assert (result["status"], result["steps"]) == ("finished", STEPS)
     assert (result["teacher"], result["student"]) == ("vgg11", "resnet18")
-    played = [losses(line) for line in metrics(folder) if losses(line)]
-    assert len(played) == STEPS
-    assert all(math.isfinite(value) for step in played for value in step.values())
+    outputs = [losses(line) for line in metrics(folder) if losses(line)]
+    assert len(outputs) == STEPS
+    assert all(math.isfinite(value) for step in outputs for value in step.values())
     assert read_json(folder / "teacher" / "vgg11.json")["steps"] == STEPS
     student = ResNet(num_classes=24, blocks=[1, 1, 1, 1])
     student.load_state_dict(load_file(folder / "student.safetensors"))  # nothing but the student

@@ -1,4 +1,4 @@
-"""Figures that ask a run's teacher, of runs that were really played."""
+"""Figures that ask a run's teacher, of runs that were really outputs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def _no_hydra() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def played(shared_cli: Cli, tiny: Tiny) -> Path:
+def outputs(shared_cli: Cli, tiny: Tiny) -> Path:
     shared_cli(*tiny.mosaic("train.steps=4", "train.eval_every=2", "hydra.run.dir=drawn",
                             "dataset.reader.test_images=240"))  # fmt: skip
     return shared_cli.folder / "drawn"
 
 
 @pytest.fixture
-def run(played: Path, tmp_path: Path) -> Path:
+def run(outputs: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
-    return shutil.copytree(played, tmp_path / "run")
+    return shutil.copytree(outputs, tmp_path / "run")
 
 
 def change(run: Path, path: str, value: Any) -> None:
@@ -53,8 +53,8 @@ def change(run: Path, path: str, value: Any) -> None:
     file.write_text(yaml.safe_dump(content))
 
 
-def test_distances_by_patch_size(played: Path, tmp_path: Path) -> None:
-    main(["domains", str(played), "--out", str(tmp_path), "--patches", "16", "4"])
+def test_distances_by_patch_size(outputs: Path, tmp_path: Path) -> None:
+    main(["domains", str(outputs), "--out", str(tmp_path), "--patches", "16", "4"])
     numbers = read_json(tmp_path / "domains.json")
     assert numbers["sizes"] == [4, 16]
     assert numbers["patches"] == 120, "half of the test images, beside the other half"
@@ -65,16 +65,16 @@ def test_distances_by_patch_size(played: Path, tmp_path: Path) -> None:
 
 
 def test_few_images_give_no_distance(
-    played: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for options, message in (("--images 24", "at least 100 are needed"), ("--patches 17", "16x16")):
         with pytest.raises(SystemExit, match=message):
-            main(["domains", str(played), "--out", str(tmp_path), *options.split()])
+            main(["domains", str(outputs), "--out", str(tmp_path), *options.split()])
 
 
 @pytest.mark.parametrize("projection", ["pca", "tsne"])
-def test_the_teachers_view_in_a_plane(projection: str, played: Path, tmp_path: Path) -> None:
-    main(["embedding", str(played), "--out", str(tmp_path), "--projection", projection,
+def test_the_teachers_view_in_a_plane(projection: str, outputs: Path, tmp_path: Path) -> None:
+    main(["embedding", str(outputs), "--out", str(tmp_path), "--projection", projection,
           "--images", "40"])  # fmt: skip
     numbers = read_json(tmp_path / "embedding.json")
     assert {name: len(points["at"]) for name, points in numbers["points"].items()} == {
@@ -83,19 +83,19 @@ def test_the_teachers_view_in_a_plane(projection: str, played: Path, tmp_path: P
     assert (tmp_path / "embedding.png").stat().st_size > 1000
 
 
-def test_a_revived_run_makes_what_it_made(played: Path) -> None:
+def test_a_revived_run_makes_what_it_made(outputs: Path) -> None:
     """Its generator is the checkpoint's: on the noise of the sample grids it makes their images."""
     from mosaickd.build import derived_seed
     from mosaickd.methods.base import Latents
     from mosaickd.report.sample_grids import newest
 
-    revived = LoadedRun(played, device="cpu")
+    revived = LoadedRun(outputs, device="cpu")
     seed = derived_seed(revived.cfg.seed, "samples")
     noise = Latents(revived.parts.latents.dim, torch.device("cpu"), seed)(100)
     with torch.no_grad():
-        made = revived.parts.in_domain.inverse(revived.played.synthesize(noise)).clamp(0, 1)
+        made = revived.parts.in_domain.inverse(revived.outputs.synthesize(noise)).clamp(0, 1)
     pixels = made.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    _, shown = newest(played)
+    _, shown = newest(outputs)
     assert sorted(map(bytes, pixels)) == sorted(map(bytes, shown.pixels))
     assert np.array_equal(revived.synthetic(7), revived.synthetic(300)[:7]), "of the same noise"
 

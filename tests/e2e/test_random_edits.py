@@ -33,7 +33,7 @@ from mosaickd.cli import GROUPS, choices_of
 from mosaickd.models.weights import save_weights
 from mosaickd.models.wresnet import WideResNet
 
-STARTED = 77  # the exit code of a run that has played its first iteration
+STARTED = 77  # the exit code of a run that has outputs its first iteration
 LIMIT = 30.0  # seconds that no edit may take
 MEMORY = 4 << 30  # bytes that a run may ask for beyond what its imports did
 LONGEST = 3200  # characters of a message
@@ -441,7 +441,7 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]
 
 
 def play_some(playground: Playground, count: int, *, same: bool) -> None:
-    """Edits are not shrunk, but played to the end: what is wrong is told all at once."""
+    """Edits are not shrunk, but outputs to the end: what is wrong is told all at once."""
 
     @settings(
         max_examples=count, derandomize=same, database=None, deadline=None,

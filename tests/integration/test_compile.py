@@ -147,8 +147,8 @@ def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
 def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
     """All of four iterations: who, what, how much."""
     parts = parts_of(method, compiled=compiled)
-    game = Trainer(parts.method, build_players(parts.cfg, parts.method, STEPS))
-    game.train()
+    trainer = Trainer(parts.method, build_players(parts.cfg, parts.method, STEPS))
+    trainer.train_mode()
     found = []
     for step in range(STEPS):
         indices = (torch.arange(BATCH) + BATCH * step) % INSTANCES
@@ -156,7 +156,7 @@ def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
             name: [Images(images(step * 9 + i), indices % CLASSES, indices) for i in range(s.draws)]
             for name, s in parts.method.streams.items()
         }
-        for turn in game.iterate(batch):
+        for turn in trainer.train_step(batch):
             found += [(turn.player, name, float(v)) for name, v in turn.losses.items()]
     return found
 

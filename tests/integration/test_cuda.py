@@ -64,9 +64,9 @@ def test_each_method_whose_iterations_are_alike_is_captured(tmp_path: Path, meth
     result = run(tmp_path / "run", *METHODS[method], *settings)
     assert result["status"] == "finished"
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())
-    played = [losses(line) for line in lines if losses(line)]
-    assert len(played) == 6
-    assert played[4] != played[5], "a replay is a new iteration, not the same again"
+    outputs = [losses(line) for line in lines if losses(line)]
+    assert len(outputs) == 6
+    assert outputs[4] != outputs[5], "a replay is a new iteration, not the same again"
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - set(UNIFORM)))
@@ -90,11 +90,11 @@ def test_a_captured_iteration_computes_what_an_eager_one_does(tmp_path: Path) ->
     settings = [*LONG, "train.precision=fp32", "train.deterministic=true", "train.log_every=1"]
     run(tmp_path / "eager", *settings)
     run(tmp_path / "graph", *settings, "train.cuda_graph=true")
-    played = [
+    outputs = [
         [losses(json.loads(line)) or None for line in (tmp_path / name / "metrics.jsonl").open()]
         for name in ("eager", "graph")
     ]
-    for eager, graph in zip(*played, strict=True):
+    for eager, graph in zip(*outputs, strict=True):
         if eager is not None:
             assert graph == pytest.approx(eager, rel=2e-2)
 

@@ -58,11 +58,11 @@ def classifier() -> WideResNet:
     return WideResNet(depth=16, widen_factor=1, num_classes=10)
 
 
-def totals(played: list[StepOutput]) -> list[float]:
+def totals(outputs: list[StepOutput]) -> list[float]:
     """The weighted sum of each turn, which is what `backward()` was called on."""
     return [
         sum(float(value) * turn.weights[name] for name, value in turn.losses.items())
-        for turn in played
+        for turn in outputs
     ]
 
 
@@ -127,16 +127,16 @@ def test_mosaic_replays_the_authors_losses_and_weights() -> None:
         "generator": Player(generator, ADAM, cosine, steps=steps),
         "discriminator": Player(discriminator, ADAM, cosine, steps=steps),
     }
-    game = Trainer(method, players)
-    game.train()
+    trainer = Trainer(method, players)
+    trainer.train_mode()
 
     seen = []
     for iteration in range(3):
         ood = [record.images(f"ood.{iteration * 5 + step}") for step in range(5)]
-        played = game.iterate({"real": [record.images(f"real.{iteration}")], "student": ood})
-        assert [turn.player for turn in played] == ["discriminator", "generator", *5 * ["student"]]
+        outputs = trainer.train_step({"real": [record.images(f"real.{iteration}")], "student": ood})
+        assert [turn.player for turn in outputs] == ["discriminator", "generator", *5 * ["student"]]
         expected = record.losses[iteration * 7 : iteration * 7 + 7]
-        errors = relative_errors(totals(played), expected)
+        errors = relative_errors(totals(outputs), expected)
         assert max(errors) < (1e-4 if iteration == 0 else 5e-3), errors
         seen += errors
 
@@ -151,13 +151,13 @@ def test_kd_replays_the_authors_losses_and_weights() -> None:
     student = record.network(classifier(), "student_before")
     teacher = record.network(classifier(), "teacher").requires_grad_(False).eval()
     method = KD(student=student, teacher=teacher, temperature=record.settings["T"])
-    game = Trainer(method, {"student": Player(student, SGD, cosine, steps=8)})
-    game.train()
+    trainer = Trainer(method, {"student": Player(student, SGD, cosine, steps=8)})
+    trainer.train_mode()
 
     errors = []
     for step in range(4):
-        played = game.iterate({"ood": [record.images(f"images.{step}")]})
-        errors += relative_errors(totals(played), record.losses[step : step + 1])
+        outputs = trainer.train_step({"ood": [record.images(f"images.{step}")]})
+        errors += relative_errors(totals(outputs), record.losses[step : step + 1])
     assert errors[0] < 1e-4
     assert max(errors) < 5e-3
 
@@ -189,15 +189,15 @@ def test_dfq_replays_the_authors_losses_and_weights() -> None:
         "generator": Player(generator, adam, cosine, steps=200),
         "student": Player(student, partial(adam, weight_decay=1e-4), cosine, steps=200),
     }
-    game = Trainer(method, players)
-    game.train()
+    trainer = Trainer(method, players)
+    trainer.train_mode()
 
     errors = []
     for iteration in range(2):
-        played = game.iterate({})
-        assert [turn.player for turn in played] == ["generator", *5 * ["student"]]
+        outputs = trainer.train_step({})
+        assert [turn.player for turn in outputs] == ["generator", *5 * ["student"]]
         expected = record.losses[iteration * 6 : iteration * 6 + 6]
-        errors += relative_errors(totals(played), expected)
+        errors += relative_errors(totals(outputs), expected)
     # The first loss has seen no step yet, the second one of the generator. In float64 the first
     # iteration ends 1.1e-3 from the record.
     assert errors[0] < 1e-6, errors

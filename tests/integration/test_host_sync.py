@@ -47,8 +47,8 @@ def test_no_method_is_left_out() -> None:
 def test_an_iteration_asks_for_no_value(case: str) -> None:
     name, settings, order = CASES[case]
     with FakeTensorMode():
-        played = Table(name, optimizer=UNFUSED, **settings).play(len(order) or 2)
-    assert not order or [turn.player for turn in played] == order, "every phase was there"
+        outputs = Table(name, optimizer=UNFUSED, **settings).play(len(order) or 2)
+    assert not order or [turn.player for turn in outputs] == order, "every phase was there"
 
 
 @pytest.mark.parametrize("kind", [ResidentLoader, BalancedLoader])
@@ -78,7 +78,7 @@ def test_a_method_that_waits_is_found() -> None:
         player = Player(method.student, UNFUSED, cosine, steps=9)
         images = Images(torch.randn(BATCH, 3, SIZE, SIZE), torch.zeros(BATCH, dtype=torch.int64))
         with pytest.raises(DataDependentOutputException):
-            Trainer(method, {"student": player}).iterate({"labelled": [images]})
+            Trainer(method, {"student": player}).train_step({"labelled": [images]})
 
 
 def test_a_loader_that_waits_is_found() -> None:

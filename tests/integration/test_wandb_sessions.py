@@ -181,7 +181,7 @@ def test_a_run_that_is_resumed_online_continues_its_curve(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The first session ends in the middle of a step: its losses are logged, its evaluation isn't.
-    What both have played, W&B keeps of the first. There is no warning, and nothing is missing."""
+    What both have outputs, W&B keeps of the first. There is no warning, and nothing is missing."""
     for name, value in account(server).items():
         monkeypatch.setenv(name, value)
     first = Session(tmp_path / "run", 0, 1)

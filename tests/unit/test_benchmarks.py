@@ -112,8 +112,8 @@ def test_a_whole_iteration_has_the_flops_that_torch_counts() -> None:
     cfg = compose_config(TINY)
     game = Ours(cfg, "eager", random_images(cfg, 16, 24, CPU))
     with FlopCounterMode(display=False) as torchs:
-        game.play()
-    tally = game.tally()
+        trainer.play_turns()
+    tally = trainer.tally()
     work = work_of(tally, peak=1e9, bandwidth=1e9)
     assert work.flops == torchs.get_total_flops()
     assert work.flops_by_turn.keys() == {"images", "discriminator", "generator", "student"}

@@ -1,4 +1,4 @@
-"""Several processes playing one game, as real processes that talk by gloo."""
+"""Several ranks training one run, as real processes that talk by gloo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from mosaickd.data.loader import BalancedLoader, ResidentLoader, TestBatches
 from mosaickd.data.source import ImageSet
 from mosaickd.engine import distributed
-from mosaickd.engine.batch_norm import synchronize_batch_norms
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.errors import UserError
 from mosaickd.methods.base import Batch, Images, Latents
@@ -59,8 +58,7 @@ def _process(rank: int, count: int, port: int, works: Works, folder: Path) -> No
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     games: Works = {name: partial(play, name, 20, s) for name, s in SHAREABLE.items()}
-    norms: Works = {kind: partial(normalise, kind) for kind in NORMS}
-    return together(games | norms, tmp_path_factory.mktemp("two"), 2)
+    return together(games, tmp_path_factory.mktemp("two"), 2)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,7 @@ def play(name: str, iterations: int, settings: dict[str, Any]) -> dict[str, Any]
     """Play on this process's part of every batch; -> all that players have learned, and the
     gradients of the first turn, before and after they were averaged."""
     table = Table(name, **settings)
-    first = table.players[table.game.play(share_of(table.batch()))[0].player]
+    first = table.players[table.trainer.play_turns(share_of(table.batch()))[0].player]
     own: dict[int, Tensor] = {}
     averaged: dict[int, Tensor] = {}
 
@@ -95,7 +93,7 @@ def play(name: str, iterations: int, settings: dict[str, Any]) -> dict[str, Any]
         parameter.register_post_accumulate_grad_hook(partial(keep, number))
     first.optimizer.register_step_pre_hook(keep_all)
     for seed in range(iterations):
-        table.game.iterate(share_of(table.batch(seed)))
+        table.trainer.train_step(share_of(table.batch(seed)))
     state = {
         f"{player}.{key}": value
         for player, module in table.method.players.items()
@@ -195,59 +193,6 @@ def test_every_test_image_counts_once(three: dict[str, list[Any]], images: int) 
     results = three[f"{images} images"]
     assert [accuracy for accuracy, _ in results] == [alone] * 3
     assert sum(seen for _, seen in results) == images
-
-
-# ------------------------------------------------------------------------------------ batch norm
-
-NORMS = {
-    "plain": lambda: nn.BatchNorm2d(4),
-    "no weights": lambda: nn.BatchNorm2d(4, affine=False),
-    "mean of all": lambda: nn.BatchNorm2d(4, momentum=None),
-    "forgetful": lambda: nn.BatchNorm2d(4, track_running_stats=False),
-}
-
-
-def normalise(kind: str) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    norm = NORMS[kind]()
-    if norm.affine:
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-    net = nn.Sequential(norm)
-    if distributed.world_size() > 1:
-        synchronize_batch_norms(net)
-    found = {}
-    for step in range(3):
-        share = distributed.rank_slice(6)
-        x = (torch.randn(6, 4, 5, 5) * 3 + step + 1)[share].requires_grad_()
-        target = torch.randn(6, 4, 5, 5)[share]
-        net.zero_grad()
-        y = net(x)
-        ((y - target) ** 2).sum().backward()
-        found |= {f"y{step}": y.detach(), f"x{step}": x.grad}  # type: ignore[dict-item]
-        for name, parameter in net.named_parameters():
-            found[f"{name}{step}"] = parameter.grad.clone()[None]  # type: ignore[union-attr]
-    net.eval()
-    found["eval"] = net(torch.ones(6, 4, 5, 5))[distributed.rank_slice(6)]
-    return found | {name: buffer[None].clone() for name, buffer in net.named_buffers()}
-
-
-@pytest.mark.parametrize("kind", NORMS)
-def test_a_synchronised_batch_norm_is_that_of_the_whole_batch(
-    two: dict[str, list[Any]], kind: str
-) -> None:
-    alone = normalise(kind)
-    one, other = two[kind]
-    assert alone.keys() == one.keys()
-    for name, whole in alone.items():
-        if name.startswith(("y", "x", "eval")):  # by image
-            found = torch.cat([one[name], other[name]])
-        elif name[-1].isdigit():  # gradients: each process has those of its own images
-            found = one[name] + other[name]
-        else:  # what is remembered: alike everywhere
-            assert torch.equal(one[name], other[name])
-            found = one[name]
-        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_what_batch_norms_remember_is_alike(two: dict[str, list[Any]]) -> None:

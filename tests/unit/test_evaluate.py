@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,19 +81,14 @@ def test_no_graph_is_built() -> None:
     assert graphs == [False, False]
 
 
-def test_a_check_after_each_batch_can_stop_it_and_the_mode_is_restored() -> None:
+def test_a_stop_in_the_middle_leaves_the_model_in_its_mode() -> None:
+    def stopping() -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)
+        raise KeyboardInterrupt
+
     model = Fixed()
-    calls = []
-
-    def check() -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    data = batches(torch.randn(9, 4), torch.zeros(9, dtype=torch.int64), 3)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, data, check=check)
-    assert len(calls) == 2
+        evaluate(model, stopping())
     assert model.training
 
 

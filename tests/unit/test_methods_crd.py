@@ -139,7 +139,7 @@ def test_memory_moves_for_the_images_that_were_seen_and_stays_of_length_1() -> N
     for memories in (at.method.of_student, at.method.of_teacher):
         before = memories.vectors.clone()
         seen = at.batch(0)["ood"][0].indices
-        at.game.play(at.batch(0))
+        at.trainer.play_turns(at.batch(0))
         moved = (memories.vectors != before).any(dim=1).nonzero().flatten()
         assert moved.tolist() == sorted(seen.tolist())
         lengths = memories.vectors[seen].norm(dim=1)
@@ -221,10 +221,10 @@ def test_a_game_goes_on_exactly_from_its_state() -> None:
     whole.play(5)
     first.play(2)
     file = io.BytesIO()
-    torch.save({"game": first.game.state_dict(), "rng": first.rng.get_state()}, file)
+    torch.save({"game": first.trainer.state_dict(), "rng": first.rng.get_state()}, file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    second.game.load_state_dict(state["game"])
+    second.trainer.load_state_dict(state["game"])
     second.rng.set_state(state["rng"])
     second.play(3, start=2)
     modules = [state_of(at.players["student"].module) for at in (whole, second)]

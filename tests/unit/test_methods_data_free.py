@@ -58,7 +58,7 @@ def test_a_turn_moves_only_its_players_weights(name: str) -> None:
         )
 
     look("before")
-    table.game.play({}, after_turn=look)
+    table.trainer.play_turns({}, after_turn=look)
     moved = [changed(one, other) for one, other in pairwise(states)]
     assert moved == [{"generator"}, {"student"}, {"student"}]
     assert all(p.grad is None for p in table.teacher.parameters())
@@ -106,7 +106,7 @@ def test_dfqs_losses_are_the_formulas_of_what_the_networks_said(log_base: float)
     )
     teacher, student = outputs_of(table.teacher), outputs_of(table.student)
     given = batch_norm_inputs(table.teacher)
-    generator, distilled = table.game.play({})
+    generator, distilled = table.trainer.play_turns({})
     means, variances = [], []
     for (x, *_), (mean, var) in zip(given, remembered(table.teacher), strict=True):
         x = x.double().transpose(0, 1).flatten(1)
@@ -127,7 +127,7 @@ def test_dfqs_losses_are_the_formulas_of_what_the_networks_said(log_base: float)
 def test_a_term_of_dfq_with_weight_0_is_not_computed(term: str) -> None:
     table = Table("dfq", student_steps=1, **{term: 0.0})
     asked = outputs_of(table.student)
-    generator, _ = table.game.play({})
+    generator, _ = table.trainer.play_turns({})
     assert generator.losses.keys() == {"adv", "oh", "ie", "bn"} - {term}
     assert len(asked) == (1 if term == "adv" else 2), "adv alone asks the student"
 
@@ -135,7 +135,7 @@ def test_a_term_of_dfq_with_weight_0_is_not_computed(term: str) -> None:
 def test_dfqs_student_sees_fresh_fakes_at_each_step_and_gradients_end_there() -> None:
     table = Table("dfq", student_steps=3)
     painted, seen = outputs_of(table.generator), inputs_of(table.student)
-    table.game.play({})
+    table.trainer.play_turns({})
     assert len(painted) == len(seen) == 4
     assert all(not torch.equal(a, b) for a, b in pairwise(painted))
     for image, network_input in zip(painted, seen, strict=True):
@@ -149,7 +149,7 @@ def test_dafls_losses_are_the_formulas_of_what_the_teacher_said() -> None:
     table = Table("dafl", oh=2.0, balance=3.0, act=0.5, student_steps=1, temperature=4.0)
     teacher, embedding = outputs_of(table.teacher), inputs_of(table.teacher.fc)
     student = outputs_of(table.student)
-    generator, distilled = table.game.play({})
+    generator, distilled = table.trainer.play_turns({})
     expected = {
         "oh": certainty(teacher[0]),
         "balance": imbalance(teacher[0], math.e),
@@ -163,7 +163,7 @@ def test_dafls_losses_are_the_formulas_of_what_the_teacher_said() -> None:
 
 @pytest.mark.parametrize("term", ["oh", "balance", "act"])
 def test_a_term_of_dafl_with_weight_0_is_not_there(term: str) -> None:
-    generator, *_ = Table("dafl", student_steps=1, **{term: 0.0}).game.play({})
+    generator, *_ = Table("dafl", student_steps=1, **{term: 0.0}).trainer.play_turns({})
     assert generator.losses.keys() == {"oh", "balance", "act"} - {term}
 
 
@@ -174,8 +174,8 @@ def test_zskts_student_learns_on_the_same_images_after_the_generator_moved() -> 
     table = Table("zskt", student_steps=3)
     seen, painted = inputs_of(table.student), outputs_of(table.generator)
     noise = inputs_of(table.generator)
-    played = table.game.play({})
-    assert [turn.player for turn in played] == ["generator", "student", "student", "student"]
+    outputs = table.trainer.play_turns({})
+    assert [turn.player for turn in outputs] == ["generator", "student", "student", "student"]
     of_generator, *of_student = seen
     assert len(painted) == 2, "painted before and after the generator's step"
     assert torch.equal(noise[0], noise[1]), "the same latents"
@@ -189,7 +189,7 @@ def test_zskts_student_learns_on_the_same_images_after_the_generator_moved() -> 
 def test_with_fresh_each_of_zskts_student_steps_has_images_of_its_own() -> None:
     table = Table("zskt", student_steps=3, fresh=True)
     seen, noise = inputs_of(table.student), inputs_of(table.generator)
-    table.game.play({})
+    table.trainer.play_turns({})
     assert len(noise) == 4
     for values in (seen, noise):
         assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[i + 1 :])
@@ -205,7 +205,7 @@ def test_zskts_losses_are_the_formulas_of_what_the_networks_said() -> None:
         )
         for path in ("stage1", "stage2")
     ]
-    generator, distilled = table.game.play({})
+    generator, distilled = table.trainer.play_turns({})
     assert generator.losses.keys() == {"adv"}
     assert generator.losses["adv"].item() == pytest.approx(-kl(student[0], teacher[0]), rel=1e-4)
     attention = 0.0

@@ -39,17 +39,17 @@ def as_uint8(at: Table) -> Tensor:
 
 
 def test_images_are_made_first_then_the_student_learns_round_by_round() -> None:
-    played = table().play(12)
-    order = [(player, len(list(turns))) for player, turns in groupby(t.player for t in played)]
+    outputs = table().play(12)
+    order = [(player, len(list(turns))) for player, turns in groupby(t.player for t in outputs)]
     assert order == [("images", 3), ("student", 2), ("images", 3), ("student", 2), ("images", 2)]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 9, 13, 20])
 def test_each_player_is_told_how_many_turns_it_will_have(steps: int) -> None:
     at = table()
-    played = [turn.player for turn in at.play(steps)]
+    outputs = [turn.player for turn in at.play(steps)]
     for player in ("images", "student"):
-        assert at.method.iterations(player, steps) == played.count(player)
+        assert at.method.iterations(player, steps) == outputs.count(player)
 
 
 def test_a_turn_moves_only_images_or_only_the_student() -> None:
@@ -151,8 +151,8 @@ def test_images_come_closer_to_what_the_teacher_wants(term: str) -> None:
     at = table(inversion_steps=60, **({"oh": 0.0, "bn": 0.0, "adv": 0.0} | {term: 1.0}))
     with torch.no_grad():
         at.teacher.fc.weight.mul_(30)  # a teacher that is sure of something
-    played = at.play(60)
-    assert played[-1].losses[term] < 0.8 * played[0].losses[term]
+    outputs = at.play(60)
+    assert outputs[-1].losses[term] < 0.8 * outputs[0].losses[term]
 
 
 def test_all_images_are_shifted_and_flipped_alike() -> None:
@@ -213,11 +213,11 @@ def test_the_student_learns_from_all_rounds_images() -> None:
     at.method.augment = lambda images: images
     at.play(43 + 3)
     seen, logits, answers = inputs_of(at.student), outputs_of(at.student), outputs_of(at.teacher)
-    played = at.play(40)
+    outputs = at.play(40)
     pool = at.method.pool.images
     assert len(pool) == 2 * BATCH
     drawn = set()
-    for images, student, teacher, turn in zip(seen, logits, answers, played, strict=True):
+    for images, student, teacher, turn in zip(seen, logits, answers, outputs, strict=True):
         raw = (at.normalize.inverse(images) * 255).round().byte()
         for image in raw:
             (found,) = (pool == image).flatten(1).all(1).nonzero().flatten().tolist()
@@ -241,11 +241,11 @@ def test_a_game_goes_on_exactly_from_its_state(stopped: int) -> None:
     whole.play(12)
     first.play(stopped)
     file = io.BytesIO()
-    torch.save({"game": first.game.state_dict(), "rng": first.rng.get_state()}, file)
+    torch.save({"game": first.trainer.state_dict(), "rng": first.rng.get_state()}, file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     second.play(1)  # whatever it has done before
-    second.game.load_state_dict(state["game"])
+    second.trainer.load_state_dict(state["game"])
     second.rng.set_state(state["rng"])
     second.play(12 - stopped)
     assert not changed(state_of(whole.student), state_of(second.student))

@@ -76,7 +76,7 @@ def test_the_regressor_learns_beside_the_student_and_is_not_part_of_it() -> None
     )
     assert changed(students, state_of(table.student))
     assert set(table.student.state_dict()) == names, "what is kept is a plain student"
-    saved = table.game.state_dict()["players"]["student"]["module"]
+    saved = table.trainer.state_dict()["players"]["student"]["module"]
     assert len(saved) == len(names) + len(before), "a checkpoint holds both"
 
 
@@ -162,9 +162,9 @@ def test_a_relation_of_weight_0_is_not_computed(term: str) -> None:
 
 def test_relations_fall_as_the_student_learns_them() -> None:
     table = Table("rkd", steps=60)
-    played = [turn for _ in range(60) for turn in table.game.iterate(table.batch(0))]
+    outputs = [turn for _ in range(60) for turn in table.trainer.train_step(table.batch(0))]
     for term in ("distance", "angle"):
-        assert played[-1].losses[term] < played[0].losses[term] / 2, term
+        assert outputs[-1].losses[term] < outputs[0].losses[term] / 2, term
 
 
 # ------------------------------------------------------------------------------------------- both

@@ -208,9 +208,9 @@ def test_a_game_goes_on_exactly_from_its_state(stopped: int) -> None:
     whole.play(8)
     first.play(stopped)
     file = io.BytesIO()
-    torch.save(first.game.state_dict(), file)
+    torch.save(first.trainer.state_dict(), file)
     file.seek(0)
-    second.game.load_state_dict(torch.load(file, weights_only=True))
+    second.trainer.load_state_dict(torch.load(file, weights_only=True))
     second.play(8 - stopped, start=stopped)
     for name in ("head", "student"):
         modules = [state_of(at.players[name].module) for at in (whole, second)]

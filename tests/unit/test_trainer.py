@@ -57,8 +57,8 @@ class Table:
             name: Player(module, factory, cosine, steps=STEPS)
             for name, module in self.method.players.items()
         }
-        self.game = Trainer(self.method, self.players)
-        self.game.train()
+        self.trainer = Trainer(self.method, self.players)
+        self.trainer.train_mode()
 
     def batch(self, seed: int = 0) -> Batch:
         rng = torch.Generator().manual_seed(seed)
@@ -101,14 +101,16 @@ def changed(before: dict[str, dict[str, Tensor]], after: dict[str, dict[str, Ten
 def test_a_turn_moves_only_its_players_weights() -> None:
     table = Table(student_steps=2)
     states = [table.weights()]
-    table.game.play(table.batch(), after_turn=lambda player: states.append(table.weights()))
+    table.trainer.play_turns(
+        table.batch(), after_turn=lambda player: states.append(table.weights())
+    )
     moved = [changed(a, b) for a, b in pairwise(states)]
     assert moved == [{"discriminator"}, {"generator"}, {"student"}, {"student"}]
 
 
 def test_no_turn_leaves_gradients_in_others_weights() -> None:
     table = Table(student_steps=1)
-    table.game.play(table.batch())
+    table.trainer.play_turns(table.batch())
     assert all(p.grad is None for p in table.teacher.parameters())
     for name in ("student", "generator", "discriminator"):
         for parameter in getattr(table, name).parameters():
@@ -135,7 +137,7 @@ def test_gradients_that_no_one_takes_are_not_computed() -> None:
                 (inputs[0].requires_grad, all(p.requires_grad for p in m.parameters()))
             )
         )
-    table.game.play(table.batch())
+    table.trainer.play_turns(table.batch())
     # (gradients to the images, gradients to the weights), call by call
     assert asked["discriminator"] == [(False, True), (False, True), (True, False)]
     assert asked["student"] == [(True, False), (False, True)]
@@ -149,7 +151,7 @@ def test_fakes_of_the_discriminators_and_the_generators_turn_are_the_same_studen
     table.generator.register_forward_hook(lambda m, i, out: fakes.append(out.detach().clone()))
     judged: list[Tensor] = []
     table.discriminator.register_forward_hook(lambda m, i, out: judged.append(i[0].detach()))
-    table.game.play(table.batch())
+    table.trainer.play_turns(table.batch())
     assert len(fakes) == 3  # one for both adversaries, one for each student turn
     assert not torch.equal(fakes[1], fakes[2])
     assert len(judged) == 3  # fakes, reals, and the fakes again
@@ -161,7 +163,9 @@ def test_the_students_statistics_move_in_the_generators_turn_and_the_teachers_ne
     teacher = {k: v.clone() for k, v in table.teacher.state_dict().items()}
     norm = table.student[1]  # type: ignore[index]
     seen = [norm.running_mean.clone()]
-    table.game.play(table.batch(), after_turn=lambda p: seen.append(norm.running_mean.clone()))
+    table.trainer.play_turns(
+        table.batch(), after_turn=lambda p: seen.append(norm.running_mean.clone())
+    )
     discriminator, generator, student = (not torch.equal(a, b) for a, b in pairwise(seen))
     assert not discriminator
     assert generator
@@ -173,7 +177,9 @@ def test_the_generators_statistics_move_in_the_students_turns() -> None:
     table = Table(student_steps=2)
     norm: Any = table.generator.conv_blocks[0]
     seen: list[Tensor] = []
-    table.game.play(table.batch(), after_turn=lambda p: seen.append(norm.running_mean.clone()))
+    table.trainer.play_turns(
+        table.batch(), after_turn=lambda p: seen.append(norm.running_mean.clone())
+    )
     assert not torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[2], seen[3])
 
@@ -181,14 +187,14 @@ def test_the_generators_statistics_move_in_the_students_turns() -> None:
 def test_losses_are_the_equations_of_what_the_players_say() -> None:
     table = Table(adv=2.0, align=3.0, local=0.5, balance=7.0, student_steps=1, temperature=4.0)
     batch = table.batch()
-    outputs: dict[str, list[Tensor]] = {"student": [], "teacher": [], "discriminator": []}
-    for name, seen in outputs.items():
+    logits: dict[str, list[Tensor]] = {"student": [], "teacher": [], "discriminator": []}
+    for name, seen in logits.items():
         getattr(table, name).register_forward_hook(
             lambda m, i, out, seen=seen: seen.append(out.detach().clone())
         )
-    played = table.game.play(batch)
-    judged = outputs["discriminator"]
-    student, teacher = outputs["student"], outputs["teacher"]
+    outputs = table.trainer.play_turns(batch)
+    judged = logits["discriminator"]
+    student, teacher = logits["student"], logits["teacher"]
     expected = [
         {
             "fake": (patch_gan_loss(judged[0], False), 0.25),
@@ -202,7 +208,7 @@ def test_losses_are_the_equations_of_what_the_players_say() -> None:
         },
         {"kd": (kl_divergence(student[1], teacher[1], 4.0), 1.0)},
     ]
-    for turn, terms in zip(played, expected, strict=True):
+    for turn, terms in zip(outputs, expected, strict=True):
         assert turn.losses.keys() == terms.keys()
         for name, (value, weight) in terms.items():
             assert turn.losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
@@ -235,42 +241,42 @@ def test_the_generator_descends_all_its_terms() -> None:
 
 def test_the_authors_order_one_discriminator_one_generator_five_students() -> None:
     table = Table()
-    played = table.game.play(table.batch())
-    assert [turn.player for turn in played] == ["discriminator", "generator", *["student"] * 5]
+    outputs = table.trainer.play_turns(table.batch())
+    assert [turn.player for turn in outputs] == ["discriminator", "generator", *["student"] * 5]
 
 
 def test_local_0_leaves_the_discriminator_out() -> None:
     table = Table(local=0.0, student_steps=1)
     calls = table.count_calls()
-    played = table.game.play(table.batch())
-    assert [turn.player for turn in played] == ["generator", "student"]
+    outputs = table.trainer.play_turns(table.batch())
+    assert [turn.player for turn in outputs] == ["generator", "student"]
     assert calls["discriminator"] == []
     assert "real" not in table.method.streams
     assert "discriminator" not in table.method.players
-    assert played[0].losses.keys() == {"align", "adv", "balance"}
+    assert outputs[0].losses.keys() == {"align", "adv", "balance"}
 
 
 def test_adv_0_does_not_ask_the_student() -> None:
     table = Table(adv=0.0, student_steps=1)
     calls = table.count_calls()
-    played = table.game.play(table.batch())
-    assert played[1].losses.keys() == {"local", "align", "balance"}
+    outputs = table.trainer.play_turns(table.batch())
+    assert outputs[1].losses.keys() == {"local", "align", "balance"}
     assert calls["student"] == [2 * BATCH]  # in its own turn alone
 
 
 def test_local_alone_does_not_ask_the_teacher() -> None:
     table = Table(adv=0.0, align=0.0, balance=0.0, student_steps=1)
     calls = table.count_calls()
-    played = table.game.play(table.batch())
-    assert played[1].losses.keys() == {"local"}
+    outputs = table.trainer.play_turns(table.batch())
+    assert outputs[1].losses.keys() == {"local"}
     assert calls["teacher"] == [2 * BATCH]
 
 
 @pytest.mark.parametrize("term", ["align", "balance"])
 def test_a_term_of_weight_0_is_not_there(term: str) -> None:
     table = Table(student_steps=1, **{term: 0.0})
-    played = table.game.play(table.batch())
-    assert played[1].losses.keys() == {"local", "align", "adv", "balance"} - {term}
+    outputs = table.trainer.play_turns(table.batch())
+    assert outputs[1].losses.keys() == {"local", "align", "adv", "balance"} - {term}
 
 
 def test_all_weights_0_is_refused() -> None:
@@ -286,7 +292,7 @@ def test_ood_images_join_the_students_batch_or_not(joined: bool) -> None:
     batch = table.batch()
     inputs: list[Tensor] = []
     table.student.register_forward_hook(lambda m, i, out: inputs.append(i[0].detach()))
-    table.game.play(batch)
+    table.trainer.play_turns(batch)
     assert calls["student"] == [BATCH, *[2 * BATCH if joined else BATCH] * 3]
     if joined:
         for draw, images in zip(batch["student"], inputs[1:], strict=True):
@@ -381,11 +387,11 @@ def test_an_objective_is_the_weighted_sum() -> None:
 def test_the_second_turn_sees_what_the_first_did() -> None:
     method = TwoTurns()
     factory = partial(torch.optim.SGD, lr=0.1)
-    game = Trainer(method, {"one": Player(method.network, factory, cosine, steps=10)})
-    played = game.iterate({})
+    trainer = Trainer(method, {"one": Player(method.network, factory, cosine, steps=10)})
+    outputs = trainer.train_step({})
     # d/dw (3 w + w² / 2) = 3 + w: 2 -> 2 - 0.1 * 5 = 1.5 -> 1.5 - 0.1 * 4.5 = 1.05
-    assert [turn.losses["linear"].item() for turn in played] == pytest.approx([2.0, 1.5])
-    assert [turn.losses["square"].item() for turn in played] == pytest.approx([4.0, 2.25])
+    assert [turn.losses["linear"].item() for turn in outputs] == pytest.approx([2.0, 1.5])
+    assert [turn.losses["square"].item() for turn in outputs] == pytest.approx([4.0, 2.25])
     assert method.network.weight.item() == pytest.approx(1.05)
 
 
@@ -395,21 +401,21 @@ def test_schedules_advance_once_an_iteration_however_many_turns_there_were() -> 
         for player in table.players.values():
             expected = 0.025 * (1 + torch.cos(torch.tensor(torch.pi * step / STEPS)).item())
             assert player.learning_rate == pytest.approx(expected, rel=1e-5)
-        table.game.iterate(table.batch(step))
+        table.trainer.train_step(table.batch(step))
 
 
 def test_a_game_goes_on_exactly_from_its_state() -> None:
     whole, first, second = Table(), Table(), Table()
     for step in range(4):
-        whole.game.iterate(whole.batch(step))
+        whole.trainer.train_step(whole.batch(step))
     for step in range(2):
-        first.game.iterate(first.batch(step))
-    second.game.load_state_dict(first.game.state_dict())
+        first.trainer.train_step(first.batch(step))
+    second.trainer.load_state_dict(first.trainer.state_dict())
     assert isinstance(first.method.latents, Latents)
     assert isinstance(second.method.latents, Latents)
     second.method.latents.load_state_dict(first.method.latents.state_dict())
     for step in range(2, 4):
-        second.game.iterate(second.batch(step))
+        second.trainer.train_step(second.batch(step))
     for name in ("student", "generator", "discriminator"):
         expected = getattr(whole, name).state_dict()
         for key, value in getattr(second, name).state_dict().items():
@@ -418,16 +424,16 @@ def test_a_game_goes_on_exactly_from_its_state() -> None:
 
 def test_forward_passes_run_in_the_games_precision_and_updates_outside_of_it() -> None:
     table = Table(student_steps=1)
-    game = Trainer(
+    trainer = Trainer(
         table.method, table.players, lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     )  # fmt: skip
     seen: list[torch.dtype] = []
     table.student.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
     inside: list[bool] = []
-    played = game.play(
+    outputs = trainer.play_turns(
         table.batch(), after_turn=lambda p: inside.append(torch.is_autocast_enabled("cpu"))
     )
     assert set(seen) == {torch.bfloat16}
     assert not any(inside)
-    assert {v.dtype for turn in played for v in turn.losses.values()} == {torch.float32}
+    assert {v.dtype for turn in outputs for v in turn.losses.values()} == {torch.float32}
     assert {p.dtype for p in table.student.parameters()} == {torch.float32}
