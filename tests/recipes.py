@@ -34,9 +34,14 @@ def departures(recipe: dict[str, Any], *overrides: str) -> dict[str, Any]:
     with composing():
         cfg = check(*overrides)
         stated = {path: OmegaConf.select(cfg, path, throw_on_missing=True) for path in recipe}
-    for path, value in stated.items():
-        if OmegaConf.is_config(value):
-            stated[path] = OmegaConf.to_container(value, resolve=True)
-        if isinstance(stated[path], dict):
-            stated[path].pop("_partial_", None)
+        stated = {path: plain(value) for path, value in stated.items()}
     return {path: value for path, value in stated.items() if value != recipe[path]}
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as Python objects, without `_partial_`, which every optimizer has."""
+    if OmegaConf.is_config(value):
+        return plain(OmegaConf.to_container(value, resolve=True))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if key != "_partial_"}
+    return value
