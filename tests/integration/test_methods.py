@@ -207,10 +207,7 @@ def test_the_teacher_is_measured_and_one_below_its_record_is_refused(house: Hous
     assert result.teacher_accuracy == pytest.approx(trained.last, abs=0.5)
     with pytest.raises(UserError, match="its record says"):
         house.run("other-images", *house.taught("kd"), "train.steps=1", "dataset.std=[0.01,9,9]")
-    failed = house.at("other-images").read_result()
-    assert failed is not None
-    assert failed.status == "failed"
-    assert "its record says" in str(failed.error)
+    assert house.at("other-images").read_result() is None, "before its first step: no run"
 
 
 @pytest.mark.parametrize("product", ["student.safetensors", "checkpoints/best.safetensors"])
@@ -238,11 +235,10 @@ class AtCheck(Interruption):
             raise Interrupted(15)
 
 
-# A run of four steps that evaluates 240 images at steps 2 and 4, in three batches: asked at
-# step 1 (1), step 2 (2), three times in the evaluation (3 to 5), step 3 (6), 4 (7), (8 to 10).
+# A run of four steps that evaluates at steps 2 and 4 is asked after each step.
 @pytest.mark.parametrize(
     ("method", "number"),
-    [*[("mosaic", number) for number in (1, 2, 4, 6, 7, 9)], *[(m, 6) for m in METHODS if m != "mosaic"],
+    [*[("mosaic", n) for n in (1, 2, 3, 4)], *[(m, 3) for m in METHODS if m != "mosaic"],
      ("deepinv", 2), ("sskd", 2)],
 )  # fmt: skip
 def test_wherever_a_run_is_stopped_it_ends_with_the_same_weights(
@@ -316,5 +312,5 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_its_checkpoint(house: Hous
     assert result["status"] == "failed"
     assert "last good checkpoint is kept" in result["error"]
     state: Any = load_checkpoint(house.at("explodes").checkpoint)
-    weights = state["game"]["players"]["student"]["module"].values()
+    weights = state["trainer"]["players"]["student"]["module"].values()
     assert all(torch.isfinite(value.float()).all() for value in weights)
