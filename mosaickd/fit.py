@@ -44,6 +44,7 @@ from mosaickd.load_data import Gallery
 from mosaickd.locks import check_run_lock, owned
 from mosaickd.methods.base import Latents
 from mosaickd.models.weights import save_weights, weights_digest
+from mosaickd.run_dir import Result
 from mosaickd.run_setup import keep_result
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ class Fit:
             distributed.rank0_only(self.discard)
             self.discard = None
             self.list_broken()
-        about = tracking.tracked(self.cfg, self.folder, self.result, self.group)
+        about = tracking.tracked_run(self.cfg, self.folder, Result(**self.result), self.group)
         if not distributed.is_rank0():
             return NoTracker(run=about)
         check_run_lock(self.folder)  # to prepare may have taken long
@@ -232,7 +233,7 @@ class Fit:
             result["memory_mb"] = round(peak_memory_mb(self.device))
             result["seconds_per_step"] = round(at.seconds / at.step, 5) if at.step else None
             result["status"] = status
-            loop.tracker.finish(status, tracking.summary(result))
+            loop.tracker.finish(status, tracking.summary(Result(**result)))
 
     def keep_student(self, loop: TrainingLoop) -> None:
         check_run_lock(self.folder)
@@ -240,7 +241,7 @@ class Fit:
         metadata = {"model": self.cfg.student.name, "accuracy": loop.state.accuracy["last"]}
         save_weights(self.student, path, metadata)
         loop.tracker.file(loop.state.step, "model", path)
-        tracking.show_classes(loop.tracker, self.folder)
+        tracking.log_per_class(loop.tracker, self.folder)
 
     def list_broken(self) -> None:
         """Say in the run's folder which images were left out because they can't be read."""
@@ -360,7 +361,7 @@ class Fit:
     @property
     def title(self) -> str:
         """The run in a few words."""
-        return tracking.title(self.result)
+        return tracking.run_title(Result(**self.result))
 
     @property
     def heading(self) -> str:

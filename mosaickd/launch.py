@@ -36,6 +36,7 @@ from mosaickd.git_info import code_version
 from mosaickd.locks import InUse, Lost, owned
 from mosaickd.parallel import share_of_machine
 from mosaickd.programs import ignore_broken_pipe
+from mosaickd.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ def run(
         log.info("%s is finished: nothing to do (force=true runs it anew)", folder,
                  extra={"console": group is None})  # fmt: skip
         if distributed.is_rank0():
-            tracking.tell_again(cfg, folder, before, group)
+            if finished := RunDir(folder).read_result():
+                tracking.report_finished(cfg, folder, finished, group)
         return before | {"skipped": True}
 
     parts = needs(cfg)
