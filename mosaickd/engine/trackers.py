@@ -137,7 +137,6 @@ class WandbTracker:
         else:
             self.run_id = _read_run_id(self.run_dir.tracker_id)
             settings |= {"project": project, "entity": entity, "run_id": self.run_id}
-            settings |= {"sweep_id": None, "sweep_param_path": None}  # those of another run
         threading.Thread(target=self._work, daemon=True, name="wandb").start()
         try:
             self._wait(lambda: self._begin(settings, run.config), init_timeout + GRACE)
@@ -230,7 +229,7 @@ class WandbTracker:
         if self._run:
             online = "" if self._run.offline else "--include-online "
             sync = f", and `wandb sync {online}{self._run.sync_dir}` sends what W&B has of it"
-        log.warning("W&B: %s. The run goes on without it: %s has all numbers%s",
+        log.warning("W&B: %s. The run is not affected: %s has all numbers%s",
                     printable(reason), self.run_dir.metrics, sync)  # fmt: skip
 
     def _close(self) -> None:
@@ -263,16 +262,19 @@ class WandbTracker:
         exit_function, excepthook = sys.exit, sys.excepthook
         try:
             try:
-                wandb.setup(wandb.Settings(**settings))
+                session = wandb.setup(wandb.Settings(**settings))
             except (ValueError, wandb.errors.UsageError) as error:
                 reason = printable(str(error))
                 raise UserError(f"W&B refuses a setting (tracker.*, WANDB_*): {reason}") from error
+            if not self._is_trial:  # of a sweep, if an agent has started this process
+                session.settings.sweep_id = session.settings.sweep_param_path = None
             wandb.termsetup(wandb.Settings(silent=True), self._messages)
             run = wandb.init(config=None if self._is_trial else config)
         finally:
             sys.exit, sys.excepthook = exit_function, excepthook  # wandb has replaced them
         if self._is_trial:  # wandb has put what the agent chose into the config
             run.config.update(_without(config, set(run.config.keys())))
+        self._messages.warnings.clear()  # what hinders wandb from starting it raises
         run.summary["status"] = "running"  # not what an earlier session came to
         self._run, self._step = run, run.starting_step
         if run.offline and not has_api_key():
