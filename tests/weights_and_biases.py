@@ -128,7 +128,7 @@ class StoredRun:
 class Server:
     """Answer as W&B's server does, as far as a run needs it, until `fault` says otherwise.
 
-    fault: "silent", "garbage", an HTTP status, or None. `runs` has what it was sent.
+    fault: "silent", an HTTP status, or None. `runs` has what it was sent.
     """
 
     def __init__(self, fault: str | int | None = None) -> None:
@@ -210,8 +210,6 @@ class Server:
         }
 
     def answer(self, handler: BaseHTTPRequestHandler, content: bytes) -> None:
-        if self.fault == "garbage":
-            content = b"<html>a captive portal</html>"
         handler.send_response(self.fault if isinstance(self.fault, int) else 200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()

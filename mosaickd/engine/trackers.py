@@ -113,7 +113,7 @@ class WandbTracker:
         self._messages = Messages()
         self._failed = False
         self._fail_lock = threading.Lock()
-        self._jobs: SimpleQueue[tuple[Future[None], Callable[[], None]]] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
 
         mode = os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
         settings = {
@@ -131,7 +131,8 @@ class WandbTracker:
             "finish_timeout": finish_timeout,
             "finish_timeout_raises": True,
         }
-        self._is_trial = run.requested and "WANDB_SWEEP_ID" in os.environ
+        agents = {"WANDB_SWEEP_ID", "WANDB_RUN_ID"}
+        self._is_trial = run.requested and agents <= os.environ.keys()
         if self._is_trial:  # its agent has set the rest
             self.run_id = os.environ["WANDB_RUN_ID"]
         else:
@@ -200,8 +201,7 @@ class WandbTracker:
         return future
 
     def _work(self) -> None:
-        while True:
-            future, job = self._jobs.get()
+        for future, job in iter(self._jobs.get, None):
             try:
                 if not self._failed:
                     job()
@@ -213,6 +213,8 @@ class WandbTracker:
                 future.set_result(None)
 
     def _wait(self, job: Callable[[], None], seconds: float) -> None:
+        if self._failed:
+            return
         try:
             self._submit(job).result(seconds)
         except TimeoutError:
@@ -236,6 +238,7 @@ class WandbTracker:
         """End W&B's service. The first thing that this does is to remove wandb's hook at Python's
         exit, which would wait for the service without a deadline."""
         self._failed = True
+        self._jobs.put(None)
 
         def teardown() -> None:
             with suppress(Exception, SystemExit):  # the service may be gone

@@ -99,6 +99,7 @@ def test_a_step_is_one_row(
     assert wandb.rows == rows
     assert wandb.summary == {"status": "finished", "accuracy/top1": 50}
     assert wandb.calls[-2:] == ["finish", "teardown"]
+    assert "wandb" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize("trouble", ["broken", "hanging"])
