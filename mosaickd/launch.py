@@ -333,7 +333,7 @@ def report_finished(cfg: DictConfig, run: RunDir, result: Result, group: str | N
     log.info("%s is finished: nothing to do (force=true runs it anew)", run.path,
              extra={"console": not in_sweep})  # fmt: skip
     if distributed.is_rank0():
-        tracking.tell_again(cfg, run.path, result, group)
+        tracking.report_finished(cfg, run.path, result, group)
     result.skipped = True
     return result
 
@@ -348,16 +348,16 @@ def begin(
     run, broken = opened.run, data.broken
     result.status = "running"
     result.broken_images = {split: len(places) for split, places in broken.items()}
-    tracked_run = tracking.tracked(cfg, run.path, result, group)
+    tracked = tracking.tracked_run(cfg, run.path, result, group)
     if not distributed.is_rank0():
-        return NoTracker(run=tracked_run)
+        return NoTracker(run=tracked)
     check_run_lock(run.path)  # to prepare may have taken long
     opened.begin(result)
     if broken:
         write_atomically(run.broken, lambda file: file.write(listing(broken)))
     else:
         run.broken.unlink(missing_ok=True)
-    tracker: Tracker = build(cfg.tracker, run=tracked_run)
+    tracker: Tracker = build(cfg.tracker, run=tracked)
     return tracker
 
 
@@ -398,7 +398,7 @@ def train(
             metadata = {"model": cfg.student.name, "accuracy": loop.state.accuracy["last"]}
             save_weights(loop.student, run.student, metadata)
             loop.tracker.file(loop.state.step, "model", run.student)
-            tracking.show_classes(loop.tracker, run.path)
+            tracking.log_per_class(loop.tracker, run.path)
         status = "finished"
     except Interrupted:
         status = "interrupted"
