@@ -16,7 +16,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from mosaickd.config.schema import plain
+from mosaickd.config.schema import to_plain
 from mosaickd.config.validation import ANNOTATIONS
 from mosaickd.engine.player import Player
 from mosaickd.errors import UserError
@@ -38,7 +38,7 @@ def build(node: DictConfig, **supplied: Any) -> Any:
     it arrives as it was raised, and that what is supplied is handed over untouched.
     """
     accepted = parameters_of(node)
-    own = {k: v for k, v in plain(node).items() if k in accepted or k not in ANNOTATIONS}
+    own = {k: v for k, v in to_plain(node).items() if k in accepted or k not in ANNOTATIONS}
     try:
         factory = instantiate(own | {"_partial_": True}, _convert_="all")
         return factory(**supplied)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mosaickd.build import UNFIT, build, derived_seed, parameters_of, said
-from mosaickd.config.schema import needs
+from mosaickd.config.schema import required_inputs
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
 from mosaickd.engine import distributed
 from mosaickd.engine.batch_norm import synchronize_batch_norms
@@ -44,7 +44,7 @@ class Parts:
         self.instances = instances
         self.steps = steps
         self.in_domain = Normalize(cfg.dataset.mean, cfg.dataset.std).to(device)
-        self.wanted = needs(cfg)
+        self.wanted = required_inputs(cfg)
         self.teacher: nn.Module | None = None
         if "teacher" in self.wanted:
             self.teacher = self.classifier("teacher").requires_grad_(False).eval()

@@ -23,7 +23,7 @@ from mosaickd.build import (
     try_players,
 )
 from mosaickd.components import Parts
-from mosaickd.config.run_key import differences, identity
+from mosaickd.config.run_key import differences, run_key
 from mosaickd.data.broken import listing
 from mosaickd.data.subset import fingerprint
 from mosaickd.engine import distributed
@@ -324,7 +324,7 @@ class Fit:
             teachers.obtain(path, missing=cfg.teacher_missing, train=train)
         record = teachers.load(self.teacher, path)
         if recipe is not None and "recipe" in record:
-            teachers.check_recipe(differences(record["recipe"], identity(recipe)), path)
+            teachers.check_recipe(differences(record["recipe"], run_key(recipe)), path)
         accuracy = teachers.measured(self.teacher_in_use(), self.measure_teacher)
         log.info("teacher %s: %.2f %% on %s", path, accuracy, cfg.dataset.name)
         teachers.check_accuracy(accuracy, record, path)

@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 
 from mosaickd import report, run_setup, teachers, tracking
 from mosaickd.build import scratch_config, teacher_path
-from mosaickd.config.run_key import config_hash, differences, identity, variant
-from mosaickd.config.schema import images_of, needs
+from mosaickd.config.run_key import config_hash, differences, run_key, variant
+from mosaickd.config.schema import required_inputs, training_source
 from mosaickd.config.validation import validate
 from mosaickd.data import pictures
 from mosaickd.engine import distributed
@@ -118,7 +118,7 @@ def run(
     cfg: DictConfig, folder: Path, interruption: Interruption, group: str | None = None
 ) -> dict[str, Any]:
     """Fit in `folder`: begin, go on from its checkpoint, or skip what is finished there."""
-    chosen = json.loads(json.dumps(identity(cfg)))
+    chosen = json.loads(json.dumps(run_key(cfg)))
     if (folder / "checkpoints").resolve() == Path(cfg.teachers_dir).resolve():
         raise UserError(
             f"the run's own checkpoints would lie among the teachers in {cfg.teachers_dir}: "
@@ -132,13 +132,13 @@ def run(
             tracking.tell_again(cfg, folder, before, group)
         return before | {"skipped": True}
 
-    parts = needs(cfg)
+    parts = required_inputs(cfg)
     result: dict[str, Any] = {
         "status": "failed",
         "method": cfg.method.name,
         "dataset": cfg.dataset.name,
-        "ood": cfg.ood.name if images_of(cfg) == "ood" else None,
-        "ood_subset": bool(images_of(cfg) == "ood" and cfg.ood_subset),
+        "ood": cfg.ood.name if training_source(cfg) == "ood" else None,
+        "ood_subset": bool(training_source(cfg) == "ood" and cfg.ood_subset),
         "teacher": cfg.teacher.name if "teacher" in parts else None,
         "student": cfg.student.name,
         "seed": cfg.seed,
@@ -236,7 +236,7 @@ def offer_as_teacher(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> N
         return
     if not distributed.rank0_only(lambda: run_setup.has_weights(folder)):
         return
-    changes = differences(identity(scratch_config(cfg, cfg.student)), identity(cfg))
+    changes = differences(run_key(scratch_config(cfg, cfg.student)), run_key(cfg))
     path = teacher_path(cfg, "student")
     offered = not teachers.recipe_changes(changes)
     if offered and not distributed.rank0_only(path.exists):

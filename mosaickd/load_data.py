@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mosaickd.build import build
-from mosaickd.config.schema import images_of
+from mosaickd.config.schema import training_source
 from mosaickd.data.broken import Broken
 from mosaickd.data.loader import (
     BalancedLoader,
@@ -51,7 +51,7 @@ class Gallery:
         self.autocast = autocast
         self.check = check
         self.sources: dict[SourceName, Source] = {"dataset": build(cfg.dataset)}
-        source = images_of(cfg)
+        source = training_source(cfg)
         if source == "ood":
             self.sources["ood"] = build(cfg.ood)
         dataset = self.sources["dataset"]

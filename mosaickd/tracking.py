@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from mosaickd import metric_names
 from mosaickd.build import build
-from mosaickd.config.schema import plain
+from mosaickd.config.schema import to_plain
 from mosaickd.engine.loop import PER_CLASS
 from mosaickd.engine.trackers import Tracked, Tracker
 from mosaickd.errors import UserError
@@ -39,7 +39,7 @@ def tracked(cfg: DictConfig, folder: Path, result: dict[str, Any], group: str | 
     tags = [r["dataset"], *images, pair]
     return Tracked(
         folder=folder,
-        settings=plain(cfg),
+        settings=to_plain(cfg),
         name=title(r),
         group=group,
         job_type=r["method"],

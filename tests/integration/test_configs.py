@@ -11,8 +11,8 @@ import pytest
 from composing import cells, check, choices, composed, composing, own
 from omegaconf import DictConfig
 
-from mosaickd.config.run_key import identity, variant
-from mosaickd.config.schema import CONF, SWEEPS, images_of, needs
+from mosaickd.config.run_key import run_key, variant
+from mosaickd.config.schema import CONF, SWEEPS, required_inputs, training_source
 from mosaickd.errors import UserError
 from mosaickd.report.paper import ORIGINAL, Place, places, table1
 from mosaickd.report.results import Run, to_run
@@ -143,7 +143,7 @@ def test_every_cell_of_every_sweep_has_a_folder_of_its_own(swept: dict[str, list
         for _, cfg, _ in jobs:
             assert Path(cfg.hydra.sweep.dir) == Path("outputs") / sweep
             assert cfg.hydra.sweep.subdir.endswith("/seed0")
-            same = identity(own(cfg))
+            same = run_key(own(cfg))
             assert runs.setdefault(cfg.hydra.sweep.subdir, same) == same, "two runs in one folder"
 
 
@@ -209,13 +209,13 @@ def test_a_sweep_is_narrowed_widened_and_multiplied_on_the_command_line() -> Non
 
 def result(cfg: DictConfig) -> Run:
     """What a report knows of a cell once it is finished."""
-    images = images_of(cfg) == "ood"
+    images = training_source(cfg) == "ood"
     return to_run(
         Path(),
         {
             **{"status": "finished", "method": cfg.method.name, "dataset": cfg.dataset.name},
             **{"ood": cfg.ood.name if images else None, "ood_subset": images and cfg.ood_subset},
-            **{"teacher": cfg.teacher.name if "teacher" in needs(cfg) else None},
+            **{"teacher": cfg.teacher.name if "teacher" in required_inputs(cfg) else None},
             **{"student": cfg.student.name},
             **{"seed": cfg.seed, "variant": variant(cfg), "steps": 1, "seconds": 1.0},
             **{"accuracy": {"last": 1.0, "best": 1.0}, "teacher_accuracy": None},

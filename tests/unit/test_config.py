@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from composing import asked, composing
+from composing import compose_config, composing
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -27,9 +27,9 @@ from mosaickd.config.validation import validate
 )  # fmt: skip
 def test_a_methods_signature_says_what_it_needs(method: str, parts: set[str]) -> None:
     with composing():
-        cfg = asked(f"method={method}")
-    assert config.needs(cfg) == parts
-    assert config.images_of(cfg) == ("dataset" if method == "scratch" else "ood")
+        cfg = compose_config(f"method={method}")
+    assert config.required_inputs(cfg) == parts
+    assert config.training_source(cfg) == ("dataset" if method == "scratch" else "ood")
 
 
 def test_models_and_data_sets_of_a_config_dir_become_choices(
