@@ -21,7 +21,7 @@ from mosaickd.config.validation import validate
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Inside, `compose_config`, `composed` and `check` work."""
+    """Inside, `compose_config`, `composed`, `check` and `cells` work."""
     config.register()
     GlobalHydra.instance().clear()
     try:
@@ -32,7 +32,7 @@ def composing() -> Iterator[None]:
 
 
 def compose_config(*overrides: str) -> DictConfig:
-    """The config, as if a program had compose_config for it: there is no command line to look at."""
+    """The config, as a program asks for it: there is no command line to look at."""
     return compose("config", overrides=list(overrides))
 
 

@@ -34,7 +34,8 @@ def check_targets(content: Any, allowed: Sequence[str]) -> None:
         target = resolve(name, path)
         if not callable(target):
             raise UserError(f"{path}: {name} is a {type(target).__name__}, which can't be called")
-        _check_name(f"{getattr(target, '__module__', None)}.", name, path, allowed)
+        module = getattr(target, "__module__", None) or type(target).__module__
+        _check_name(f"{module}.", name, path, allowed)
 
 
 def find_targets(content: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -62,11 +62,12 @@ def validate(cfg: DictConfig) -> None:
         content = _resolve(cfg)
         check_targets(content, _trusted_packages(cfg))
         _check_dataclass(content, Root)
+        _check_target(cfg.method, "method", "method")
+        if HydraConfig.initialized():  # first, for an ablation's settings are unknown elsewhere
+            _check_command_line(cfg)
         _check_sections(cfg)
         _check_players(cfg)
         _check_combinations(cfg)
-        if HydraConfig.initialized():
-            _check_command_line(cfg)
     except OmegaConfBaseException as error:  # interpolations, deleted settings
         raise UserError(" ".join(str(error).split())) from error
 
@@ -139,16 +140,9 @@ def check_section(node: Any, path: str, kind: str) -> None:
 
     path: where it stands, for the messages. kind: a key of KINDS, or "reader", or "part".
     """
-    if not OmegaConf.is_dict(node) or "_target_" not in node:
-        raise UserError(f"{path} must be a section with a _target_, got {node!r}")
-    target = target_of(node, path)
-    try:
-        parameters = inspect.signature(target).parameters
-    except ValueError as error:  # of some functions written in C
-        raise UserError(f"{path}._target_: {node._target_} has no signature to check") from error
+    target = _check_target(node, path, kind)
+    parameters = inspect.signature(target).parameters
     supplied = SUPPLIED.get(kind, set())
-    _check_kind(target, set(parameters), node._target_, path, kind)
-
     accepted = [
         name
         for name, p in parameters.items()
@@ -174,21 +168,23 @@ def check_section(node: Any, path: str, kind: str) -> None:
             raise UserError(f"{path}.{name} is missing: {node._target_} needs it")
 
 
-def _check_kind(
-    target: Callable[..., Any], parameters: set[str], name: str, path: str, kind: str
-) -> None:
-    """Raise where a `_target_` can't build what its section stands for."""
-    if kind == "reader":
-        lacking = SUPPLIED["reader"] - {"max_broken"} - parameters
-        if lacking:
-            raise UserError(
-                f"{path}._target_: {name} is no reader: it does not take {sorted(lacking)}"
-            )
-    elif kind in KINDS:
+def _check_target(node: Any, path: str, kind: str) -> Callable[..., Any]:
+    """Return what a section builds. Raise where it builds nothing, or another kind of thing."""
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise UserError(f"{path} must be a section with a _target_, got {node!r}")
+    target, place = target_of(node, path), f"{path}._target_: {node._target_}"
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError as error:  # of some functions written in C
+        raise UserError(f"{place} has no signature to check") from error
+    if kind == "reader" and (lacking := SUPPLIED["reader"] - {"max_broken"} - parameters.keys()):
+        raise UserError(f"{place} is no reader: it does not take {sorted(lacking)}")
+    if kind in KINDS:
         expected: Any = resolve(KINDS[kind], path)
         fits = issubclass(target, expected) if inspect.isclass(target) else kind not in CLASSES_ONLY
         if not fits:
-            raise UserError(f"{path}._target_: {name} is no {kind}: no {KINDS[kind]}")
+            raise UserError(f"{place} is no {kind}: no {KINDS[kind]}")
+    return target
 
 
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -40,9 +40,8 @@ def test_parts_of_a_run_are_accepted(name: str) -> None:
         # What their modules import:
         ("torch.nn.modules.module.functools.reduce", "_functools"),
         ("torchvision.models.resnet.partial", "functools"),
-        ("mosaickd.data.source.os.system", "posix"),
         ("mosaickd.methods.mosaic.torch.hub.load", "torch"),
-        ("torch.nn.Linear.__subclasses__", "None"),
+        ("torch.nn.Linear.__subclasses__", "builtins"),
     ],
 )
 def test_everything_else_is_refused(name: str, package: str) -> None:
@@ -77,5 +76,5 @@ def test_names_below_an_allowed_package_that_is_not_there() -> None:
 
 
 def test_a_text_that_would_be_resolved_once_more_is_refused() -> None:
-    with pytest.raises(UserError, match="a.depth must not hold"):
+    with pytest.raises(UserError, match=r"a\.depth must not hold"):
         check_targets({"a": {"depth": "${oc.create:'{_target_: os.getcwd}'}"}}, [])

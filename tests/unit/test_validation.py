@@ -45,7 +45,8 @@ def test_values_that_fit_their_annotation_or_cannot_be_judged(value: Any, hint: 
         (None, int, "an integer"), ("x", int | None, "an integer"), (3, list[int], "a list"),
         ([1, "a"], Sequence[int], "an integer"), (3, dict, "a section"),
         ("odd", Literal["dataset", "ood"], "'dataset' or 'ood'"),
-        (-1, NonNegative, ">= 0"), (0, Positive, "> 0"), (0, Count, ">= 1"), (1.1, Fraction, "<= 1"),
+        (-1, NonNegative, ">= 0"), (0, Positive, "> 0"), (0, Count, ">= 1"),
+        (1.1, Fraction, "<= 1"),
         (2**63, Count, "< 9223372036854775808"), (float("nan"), Positive, "a finite number"),
         ("a", float | Tensor, "a number"), ({}, Callable[..., int], "a section with a _target_"),
     ],
@@ -97,7 +98,10 @@ def test_sections_that_can_be_built(node: DictConfig) -> None:
             "part.heigth is unknown, did you mean height?; accepted here: height, sizes, width",
         ),
         (widget(zzz=1), "part.zzz is unknown; accepted here: height, sizes, width"),
-        (widget(width="${size}", size=0), "part.width must be >= 1, got 0"),
+        (
+            OmegaConf.create({"size": 0, "part": widget(width="${size}")}).part,
+            "part.width must be >= 1, got 0",
+        ),
         (widget(sizes="???"), "part.sizes has no value: give one, part.sizes=..."),
         (widget(name=3), "part.name must be a string, got 3"),
         (
