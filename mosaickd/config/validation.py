@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
+import os
 import typing
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mosaickd.config.schema import (
     SUPPLIED,
@@ -30,8 +27,9 @@ from mosaickd.config.schema import (
     training_source,
 )
 from mosaickd.config.targets import check_targets, resolve
+from mosaickd.config.values import check_value, describe_unknown
 from mosaickd.constraints import Count, NonNegative
-from mosaickd.errors import UserError, nearest
+from mosaickd.errors import UserError
 
 #: Keys beside `_target_` that are not constructor arguments: who reads them, and their types.
 ANNOTATIONS: dict[str, Any] = {
@@ -204,11 +202,10 @@ def _check_players(cfg: DictConfig) -> None:
         if not OmegaConf.is_dict(node):
             raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
         for part in node:
+            place = f"players.{player}.{part}"
             if part not in ("optimizer", "schedule"):
-                raise UserError(
-                    describe_unknown(f"players.{player}.{part}", ["optimizer", "schedule"])
-                )
-            check_section(node[part], f"players.{player}.{part}", part)
+                raise UserError(describe_unknown(place, ["optimizer", "schedule"]))
+            check_section(node[part], place, part)
     for player in cfg.train.sync_batch_norm:
         if player not in players:
             raise UserError(
@@ -238,7 +235,11 @@ def _check_combinations(cfg: DictConfig) -> None:
             "teacher.checkpoint=FILE gives the teacher its weights"
         )
     weights = cfg.teacher.get("checkpoint")
-    if "teacher" in inputs and weights is not None and not Path(weights).expanduser().is_file():
+    if (
+        "teacher" in inputs
+        and weights is not None
+        and not os.path.isfile(os.path.expanduser(weights))
+    ):
         raise UserError(
             f"teacher.checkpoint: there is no file {weights}. teacher.checkpoint=null takes the "
             f"teacher from {cfg.teachers_dir}, where it is trained if it is missing"
@@ -247,7 +248,7 @@ def _check_combinations(cfg: DictConfig) -> None:
 
 def _check_command_line(cfg: DictConfig) -> None:
     """Refuse overrides that the run would ignore."""
-    choices, method = HydraConfig.get().runtime.choices, f"method={cfg.method.name}"
+    choices, method = HydraConfig.get().runtime.choices, f"method={cfg.method.get('name')}"
     overrides = given_overrides()
     keys = {override.partition("=")[0].partition("@")[0] for override in overrides}
     inputs = required_inputs(cfg)
@@ -274,62 +275,3 @@ def _check_command_line(cfg: DictConfig) -> None:
         raise UserError(
             "ood_subset_size has no effect without ood_subset=true: give both, or leave it out"
         )
-
-
-# ------------------------------------------------------------------------------------- one value
-
-#: By pydantic's names of errors: what a value must be, in the words of a YAML's reader.
-EXPECTED = {
-    "int_type": "an integer",
-    "float_type": "a number",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    **dict.fromkeys(("list_type", "tuple_type", "iterable_type"), "a list"),
-    "dict_type": "a section",
-    "callable_type": "a section with a _target_",
-    "none_required": "null",
-    "greater_than": "> {gt:g}",
-    "greater_than_equal": ">= {ge:g}",
-    "less_than": "< {lt}",
-    "less_than_equal": "<= {le:g}",
-}
-#: The errors of values that YAML can't express, such as tensors and modules.
-UNJUDGED = ("needs_python_object", "is_instance_of")
-
-
-def check_value(value: Any, hint: Any, path: str) -> None:
-    """Raise a UserError where a value does not fit an annotation. path: the setting.
-
-    Annotations that only Python objects could fit (Tensor, a protocol) excuse every value.
-    """
-    validator = _validator(hint)
-    if validator is None:
-        return
-    try:
-        # As JSON, because YAML has its types: lists do for tuples, strings for enums.
-        validator.validate_json(json.dumps(value, default=str), strict=True)
-    except ValidationError as invalid:
-        errors = [error for error in invalid.errors() if error["type"] not in UNJUDGED]
-        if errors:
-            error = errors[0]
-            expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
-            expected = expected.format(**error.get("ctx", {}))
-            raise UserError(f"{path} must be {expected}, got {value!r}") from invalid
-
-
-def _validator(hint: Any) -> TypeAdapter[Any] | None:
-    """Return what judges values of a type; None for one that pydantic can't judge."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            validator = TypeAdapter[Any](hint, config=ConfigDict(arbitrary_types_allowed=True))
-        validator.rebuild(raise_errors=True)
-    except Exception:
-        return None
-    return validator
-
-
-def describe_unknown(path: str, accepted: Iterable[str]) -> str:
-    """Return the message for a setting that nothing reads, with the nearest accepted names."""
-    key = path.rpartition(".")[2]
-    names = sorted(accepted)
-    return f"{path} is unknown{nearest(key, names)}; accepted here: {', '.join(names)}"

@@ -11,7 +11,8 @@ from composing import compose_config, composing
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from mosaickd.config.validation import check_section, check_value, validate
+from mosaickd.config.validation import check_section, validate
+from mosaickd.config.values import check_value
 from mosaickd.constraints import Count, Fraction, NonNegative, Positive
 from mosaickd.errors import UserError
 
@@ -49,6 +50,7 @@ def test_values_that_fit_their_annotation_or_cannot_be_judged(value: Any, hint: 
         (1.1, Fraction, "<= 1"),
         (2**63, Count, "< 9223372036854775808"), (float("nan"), Positive, "a finite number"),
         ("a", float | Tensor, "a number"), ({}, Callable[..., int], "a section with a _target_"),
+        ([1.0], tuple[float, float], "a longer list"), ([1, 2], tuple[int], "a shorter list"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit(value: Any, hint: Any, expected: str) -> None:
