@@ -41,10 +41,6 @@ def check_value(value: Any, hint: Any, path: str) -> None:
     try:
         with warnings.catch_warnings(action="ignore"):
             validator = TypeAdapter[Any](hint, config=ConfigDict(arbitrary_types_allowed=True))
-        validator.rebuild(raise_errors=True)
-    except Exception:  # of an annotation that pydantic can't judge
-        return
-    try:
         # As JSON, because YAML has its types: lists do for tuples, strings for enums.
         validator.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as invalid:
@@ -56,6 +52,8 @@ def check_value(value: Any, hint: Any, path: str) -> None:
             else:
                 expected = error["msg"].removeprefix("Input should be ")
             raise UserError(f"{path} must be {expected}, got {value!r}") from invalid
+    except Exception:  # of an annotation that pydantic can't judge
+        return
 
 
 def describe_unknown(path: str, accepted: Iterable[str]) -> str:
