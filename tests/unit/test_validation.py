@@ -31,7 +31,8 @@ class Judge(Protocol):
         ([1, 2], list[int]), ([0.5, 1], tuple[float, float]), ([1], Sequence[int]),
         ("dataset", Literal["dataset", "ood"]), (0, NonNegative), (0.1, Positive), (1, Fraction),
         (3 * 10**9, Count), ([[1], [2, 3]], list[list[int]]), ("anything", Any), (3, "no type"),
-        (0.1, float | Tensor), (3, Tensor), (3, nn.Module), (3, Judge), ({"a": 1}, dict), (3, "Forward"),
+        (0.1, float | Tensor), (3, Tensor), (3, nn.Module), (3, Judge), ({"a": 1}, dict),
+        (3, "Forward"),
     ],
 )  # fmt: skip
 def test_values_that_fit_their_annotation_or_cannot_be_judged(value: Any, hint: Any) -> None:
