@@ -24,7 +24,7 @@ from mosaickd.components import (
     derived_seed,
 )
 from mosaickd.config.run_key import config_hash, run_key, variant
-from mosaickd.config.schema import images_of, needs
+from mosaickd.config.schema import required_inputs, training_source
 from mosaickd.config.validation import validate
 from mosaickd.data.broken import listing
 from mosaickd.engine import distributed
@@ -235,7 +235,7 @@ def input_paths(cfg: DictConfig) -> dict[str, str | None]:
 def new_result(cfg: DictConfig, previous: Result | None) -> Result:
     """Return the result of a run that begins; what an earlier session came to stays true."""
     result = previous or Result("", "", "", "", 0)
-    inputs, ood = needs(cfg), images_of(cfg) == "ood"
+    inputs, ood = required_inputs(cfg), training_source(cfg) == "ood"
     result.status = "preparing"
     result.method = cfg.method.name
     result.dataset = cfg.dataset.name

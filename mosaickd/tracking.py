@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 
 from mosaickd import metric_names
 from mosaickd.components import build
-from mosaickd.config.schema import plain
+from mosaickd.config.schema import to_plain
 from mosaickd.engine.trackers import TrackedRun, Tracker
 from mosaickd.run_dir import Result, RunDir
 
-#: The group of teachers that are trained because a run needs them.
+#: The group of teachers that are trained because a run required_inputs them.
 TEACHERS = "teachers"
 
 
@@ -38,7 +38,7 @@ def tracked_run(cfg: DictConfig, folder: Path, result: Result, group: str | None
     pair = f"{result.teacher}-{result.student}" if result.teacher else result.student
     return TrackedRun(
         folder=folder,
-        config=plain(cfg),
+        config=to_plain(cfg),
         name=run_title(result),
         group=group,
         job_type=result.method,

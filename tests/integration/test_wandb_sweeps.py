@@ -18,7 +18,7 @@ from weights_and_biases import offline_runs
 
 from mosaickd import metric_names
 from mosaickd.config import schema as config
-from mosaickd.config.run_key import identity, variant
+from mosaickd.config.run_key import run_key, variant
 from mosaickd.config.schema import SWEEPS
 
 FILES = sorted((SWEEPS / "wandb").glob("*.yaml"))
@@ -99,7 +99,7 @@ def test_an_agents_command_runs_a_cell_of_the_table(
     assert asked.tracker._target_.endswith("WandbTracker")
     assert variant(asked) is None, "the method's own recipe"
     known = check(*cells(path.stem)[-1])
-    assert identity(own(asked)) == identity(own(known))
+    assert run_key(own(asked)) == run_key(own(known))
     assert asked.hydra.sweep.dir == known.hydra.sweep.dir
     assert asked.hydra.sweep.subdir == known.hydra.sweep.subdir
 
