@@ -28,7 +28,7 @@ from mosaickd.data.broken import listing
 from mosaickd.data.subset import fingerprint
 from mosaickd.engine import distributed
 from mosaickd.engine.batch_sampler import BatchSampler
-from mosaickd.engine.checkpoint import TorchRandom
+from mosaickd.engine.checkpoint import TorchRNG
 from mosaickd.engine.device import autocast_for, begin_compiling, choose_device, describe, eagerly
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.graph import CapturedStep
@@ -189,7 +189,7 @@ class Fit:
             ),
             interruption=self.interruption,
             shared_rng=self.parts.shared_rng,
-            per_rank_rng={**self.parts.per_rank_rng, "torch": TorchRandom()},
+            per_rank_rng={**self.parts.per_rank_rng, "torch": TorchRNG()},
             provenance={key: self.result[key] for key in PROVENANCE},
             classes=self.gallery.test.classes,
             look=look,

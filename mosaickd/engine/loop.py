@@ -270,7 +270,7 @@ class TrainingLoop:
             {
                 "provenance": dict(self.provenance),
                 "progression": vars(self.state),
-                "game": self.game.state_dict(),
+                "trainer": self.game.state_dict(),
                 "loaders": self.sampler.state_dict(),
                 "shared_rng": {name: part.state_dict() for name, part in self.shared_rng.items()},
                 "processes": processes,
@@ -303,7 +303,7 @@ class TrainingLoop:
         state = load_checkpoint(path)
         self.check_provenance(path, state.get("provenance", {}))
         try:
-            self.game.load_state_dict(state["game"])
+            self.game.load_state_dict(state["trainer"])
             self.sampler.load_state_dict(state["loaders"])
             for name, part in self.shared_rng.items():
                 part.load_state_dict(state["shared_rng"][name])
