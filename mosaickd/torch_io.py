@@ -20,11 +20,13 @@ def load_torch_file(path: Path) -> Any:
     needs code.
     """
     try:
-        if zipfile.is_zipfile(path):  # torch.load compares no checksums
-            with zipfile.ZipFile(path) as archive:
-                if (entry := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of {entry} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # not the path: torch.load goes by its suffix
+            if zipfile.is_zipfile(file):  # torch.load compares no checksums
+                with zipfile.ZipFile(file) as archive:
+                    if (entry := archive.testzip()) is not None:
+                        raise ValueError(f"the checksum of {entry} is wrong")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises to run the code all the same
         name = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
@@ -33,4 +35,4 @@ def load_torch_file(path: Path) -> Any:
             else "it is not a file of torch.save"
         ) from error
     except Exception as error:  # damaged bytes surface as nearly any exception
-        raise ValueError(printable(str(error), 200) or type(error).__name__) from error
+        raise ValueError(printable(str(error), 120) or type(error).__name__) from error
