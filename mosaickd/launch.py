@@ -29,7 +29,7 @@ from mosaickd.config.validation import validate
 from mosaickd.data.broken import listing
 from mosaickd.engine import distributed
 from mosaickd.engine.batch_sampler import BatchSampler
-from mosaickd.engine.checkpoint import TorchRandom
+from mosaickd.engine.checkpoint import TorchRNG
 from mosaickd.engine.device import Compute, describe_device, out_of_memory, peak_memory_mb, set_up
 from mosaickd.engine.graph import CapturedStep
 from mosaickd.engine.interruption import Interrupted, Interruption
@@ -156,7 +156,7 @@ def launch(
                 interruption=interruption,
                 sample_logger=sample_logger,
                 shared_rng=components.shared_rng,
-                per_rank_rng={**components.per_rank_rng, "torch": TorchRandom()},
+                per_rank_rng={**components.per_rank_rng, "torch": TorchRNG()},
                 provenance=result.provenance,
             )
             train(cfg, run, loop, result, compute.device)
