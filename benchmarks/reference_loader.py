@@ -85,7 +85,7 @@ class ReferenceLoaders:
         self.loaders: dict[str, DataLoader[tuple[Tensor, int]]] = {}
         self.iterators: dict[str, Iterator[tuple[Tensor, Tensor]]] = {}
         for name, stream in streams.items():
-            statistics = cfg[stream.statistics]
+            statistics = cfg[stream.normalization]
             data = Decoded(
                 images,
                 augment=stream.augment,

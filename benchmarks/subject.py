@@ -48,7 +48,7 @@ def resident_loader(
     cfg: DictConfig, name: str, stream: Stream, images: ImageSet, device: torch.device
 ) -> ResidentLoader:
     """A stream's loader, as the launcher builds it."""
-    statistics = cfg[stream.statistics]
+    statistics = cfg[stream.normalization]
     kind = BalancedLoader if stream.balanced else ResidentLoader
     return kind(
         images,

@@ -214,12 +214,12 @@ def build_loaders(
     images = data.train.to(device)
     loaders = {}
     for name, stream in streams.items():
-        normalization = data.sources[stream.statistics]
+        normalization = data.sources[stream.normalization]
         own, kind = images, ResidentLoader
         if stream.balanced:
             assert predict is not None, "only a teacher can balance what has no labels"
             title = f"asking the teacher for the classes of {data.sources[stream.source].name}"
-            labels = predict(images, lambda logits: logits.argmax(dim=1), title, stream.statistics)
+            labels = predict(images, lambda logits: logits.argmax(dim=1), title, stream.normalization)
             distributed.broadcast(labels)
             own = replace(images, labels=labels.to(device), classes=data.test.classes)
             kind = BalancedLoader

@@ -23,12 +23,12 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy. logits: [B, C], labels: [B] class indices -> scalar."""
+    """Compute the mean cross-entropy. logits: [B, C]; labels: class indices [B] -> scalar."""
     return F.cross_entropy(logits.float(), labels)
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of softened probabilities, times T² (Hinton et al., 2015).
+    """Compute KL(teacher || student) of softened probabilities, times T² (Hinton et al., 2015).
 
     student, teacher: logits [B, C] -> scalar, summed over classes and averaged over the batch.
     """
@@ -38,7 +38,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of each prediction in nats. logits: [B, C] -> [B]; finite where p = 0."""
+    """Compute the entropy of each prediction in nats, finite where p = 0. logits: [B, C] -> [B]."""
     logits = logits.float()
     return -(F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(dim=1)
 
@@ -72,16 +72,17 @@ def class_balance(
     mean over all their images, and its gradient what makes that average right.
     """
     mean = F.softmax(teacher.float(), dim=1).mean(dim=0)
-    everyone = gather(mean.detach()[None]).mean(dim=0)
-    mean = (mean + (everyone - mean.detach())).clamp_min(TINY)
+    mean_of_all = gather(mean.detach()[None]).mean(dim=0)
+    mean = (mean + (mean_of_all - mean.detach())).clamp_min(TINY)
     return torch.special.xlogy(mean, mean).sum() / math.log(base)
 
 
 def patch_gan_loss(logits: Tensor, authentic: bool) -> Tensor:
-    """Cross-entropy of the patch discriminator's verdicts (Eqs. 2 and 3).
+    """Compute the cross-entropy of the patch discriminator (Eqs. 2 and 3).
 
-    logits: [B, 1, h, w] -> scalar. Summed over the h x w patches and divided by the batch alone,
-    as the authors' code does: with 8 x 8 patches it is 64 times a mean.
+    logits: [B, 1, h, w]; authentic: the target of all patches -> scalar. Summed over the h x w
+    patches and divided by the batch alone, as the authors' code does: with 8 x 8 patches it is 64
+    times a mean.
     """
     logits = logits.float()
     target = torch.full_like(logits, float(authentic))
@@ -92,19 +93,19 @@ def patch_gan_loss(logits: Tensor, authentic: bool) -> Tensor:
 
 
 def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Symmetric disagreement (Yin et al., DeepInversion, 2020, Eq. 9), between 0 and ln 2.
+    """Compute the symmetric disagreement, 0 to ln 2 (Yin et al., DeepInversion, 2020, Eq. 9).
 
     student, teacher: logits [B, C] -> scalar, averaged over the batch.
     """
     p = F.softmax(student.float() / temperature, dim=1).clamp_min(TINY)
     q = F.softmax(teacher.float() / temperature, dim=1).clamp_min(TINY)
     log_mean = ((p + q) / 2).log()
-    towards = [F.kl_div(log_mean, one, reduction="batchmean") for one in (p, q)]
-    return (towards[0] + towards[1]) / 2
+    from_p, from_q = (F.kl_div(log_mean, one, reduction="batchmean") for one in (p, q))
+    return (from_p + from_q) / 2
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, in four directions added up.
+    """Add up the mean absolute difference of neighbouring pixels in four directions.
 
     images: [B, C, H, W] -> scalar.
     """
@@ -116,14 +117,14 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def statistics_distance(
-    batch: Sequence[Tensor], remembered: Sequence[Tensor], by_layer: bool
+    batch: Sequence[Tensor], running: Sequence[Tensor], by_layer: bool
 ) -> Tensor:
-    """How far a batch's statistics lie from those that a network remembers: ‖μ - μ̂‖.
+    """Compute how far a batch's statistics lie from a network's running ones: ‖μ - μ̂‖.
 
     Pairs of [C_l] -> scalar. by_layer: the sum of the layers' norms (DeepInversion, Eq. 4);
     otherwise the norm of all layers' concatenated differences (DFQ, as the authors have it).
     """
-    differences = [b.float() - r.float() for b, r in zip(batch, remembered, strict=True)]
+    differences = [b.float() - r.float() for b, r in zip(batch, running, strict=True)]
     if by_layer:
         return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
     return torch.linalg.vector_norm(torch.cat(differences))
@@ -132,7 +133,7 @@ def statistics_distance(
 def batch_norm_distance(
     statistics: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], by_layer: bool
 ) -> Tensor:
-    """How far a batch lies from what each batch norm remembers: of means, plus of variances.
+    """Add up the distances of a batch's means and variances from those of each batch norm.
 
     statistics: (mean, var, running_mean, running_var), [C_l] each -> scalar.
     """
@@ -143,7 +144,7 @@ def batch_norm_distance(
 
 
 def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Σ over stages of the mean squared difference of attention maps (Zagoruyko & Komodakis, 2017).
+    """Sum the mean squared differences of attention maps over stages (Zagoruyko & Komodakis, 2017).
 
     Pairs of features [B, C, H, W], channels and sizes may differ -> scalar. A map is the mean
     square over channels, normalised to length 1 as one vector an image; the larger features of
@@ -166,7 +167,7 @@ def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> 
 
 
 def pairwise_distances(embedding: Tensor) -> Tensor:
-    """Euclidean, divided by their mean over distinct images. [B, D] -> [B, B]."""
+    """Compute Euclidean distances over their mean over distinct images. [B, D] -> [B, B]."""
     embedding = embedding.float()
     square = embedding.pow(2).sum(dim=1)
     squared = square[:, None] + square[None, :] - 2 * dot_products(embedding, embedding)
@@ -202,12 +203,12 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def cosine_similarities(one: Tensor, other: Tensor) -> Tensor:
-    """Of every row with every row. [N, D], [M, D] -> [N, M]."""
+    """Compute the cosine of every row with every row. [N, D], [M, D] -> [N, M]."""
     return dot_products(F.normalize(one.float(), dim=1), F.normalize(other.float(), dim=1))
 
 
 def dot_products(one: Tensor, other: Tensor) -> Tensor:
-    """Of every row with every row, in float32 where autocast would take 8 bits.
+    """Multiply every row with every row, in float32 where autocast would take 8 bits.
 
     [..., N, D], [..., M, D] -> [..., N, M].
     """
@@ -222,6 +223,6 @@ def noise_contrast(positive: Tensor, negatives: Tensor, instances: int) -> Tenso
     are -> scalar, averaged over the batch.
     """
     noise = negatives.shape[1] / instances
-    found = (positive / (positive + noise + 1e-7)).log()
-    dismissed = (noise / (negatives + noise + 1e-7)).log().sum(dim=1)
-    return -(found + dismissed).mean()
+    log_positive = (positive / (positive + noise + 1e-7)).log()
+    log_negatives = (noise / (negatives + noise + 1e-7)).log().sum(dim=1)
+    return -(log_positive + log_negatives).mean()

@@ -22,6 +22,7 @@ from pydantic import Field
 from mosaickd.config.targets import resolve
 from mosaickd.constraints import Count
 from mosaickd.engine.settings import TrainSettings
+from mosaickd.methods.inputs import INPUTS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SWEEPS = CONF.parent / "sweeps"
@@ -33,12 +34,7 @@ SUPPLIED = {
     "model": {"num_classes"},
     "generator": {"image_size"},
     "discriminator": {"image_size"},
-    "method": {
-        *("student", "teacher", "generator", "discriminator"),
-        *("student_features", "teacher_features", "student_embedding", "teacher_embedding"),
-        *("teacher_bn_stats", "normalize", "latents", "augment", "rng"),
-        *("gather", "batch_size", "num_classes", "image_size", "instances", "steps"),
-    },
+    "method": set(INPUTS),
     "optimizer": {"params"},
     "schedule": {"optimizer", "steps"},
     "tracker": {"run"},

@@ -186,9 +186,16 @@ def _check_target(node: Any, path: str, kind: str) -> Callable[..., Any]:
 
 
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
+    """Return what the target's arguments are annotated with, by name.
+
+    A dataclass is asked itself: its `__init__` would look up the annotations of inherited fields
+    in the wrong module.
+    """
+    annotated: Any = target
+    if inspect.isclass(target) and not dataclasses.is_dataclass(target):
+        annotated = target.__init__
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = typing.get_type_hints(annotated, include_extras=True)
     except Exception:  # annotations of foreign code that don't resolve: names are still checked
         return {}
     return {name: hint for name, hint in hints.items() if name != "return"}

@@ -1,4 +1,4 @@
-"""The contract between a method and the loop.
+"""The contract between a method and the loop, and what several methods have in common.
 
 A method owns its modules, the order of play and its losses. It says nothing about optimizers,
 precision, devices or logging: it yields turns, and the loop plays them.
@@ -15,14 +15,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from mosaickd.constraints import Positive
+from mosaickd.losses import kl_divergence
+
 SourceName = Literal["dataset", "ood"]
 
 
 class Images(NamedTuple):
-    """One draw of a stream. pixels: normalised float [B, 3, H, W]; labels: [B] class indices.
+    """One batch of a stream. pixels: normalised float [B, 3, H, W]; labels: [B] class indices.
 
     The labels of OOD images are those of their own data set and mean nothing to the teacher,
-    unless the stream asks for the teacher's. indices: [B], which images of the set these are.
+    unless the stream is balanced. indices: [B], the images' places in their set.
     """
 
     pixels: Tensor
@@ -30,11 +33,11 @@ class Images(NamedTuple):
     indices: Tensor = torch.empty(0, dtype=torch.int64)
 
 
-#: At the input of one batch norm, [C] each: the batch's mean and (unbiased) variance, and those
-#: that the batch norm remembers of its training.
+#: At the input of one batch norm, [C] each: the batch's mean and (unbiased) variance, and the
+#: running mean and variance of its training.
 NormStatistics = tuple[Tensor, Tensor, Tensor, Tensor]
 
-#: What `turns` is given: for each stream of the method, its draws of this iteration.
+#: Argument of `turns`: for each stream of the method, its batches of this iteration.
 Batch = Mapping[str, Sequence[Images]]
 
 
@@ -44,7 +47,7 @@ class Stream:
 
     source: SourceName
     augment: bool  # random crop and flip
-    statistics: SourceName  # whose mean and standard deviation normalise the images
+    normalization: SourceName  # whose mean and standard deviation normalise the images
     draws: int = 1  # independent batches an iteration
     balanced: bool = False  # labels are the teacher's argmax, and all classes come equally often
 
@@ -60,8 +63,8 @@ class Loss(NamedTuple):
 class Turn:
     """It is `player`'s turn to take one optimizer step on the weighted sum of `losses`.
 
-    reset_optimizer: what the optimizer remembers of earlier steps is forgotten first, because the method
-    has put something new in the module's place.
+    reset_optimizer: clear the optimizer's state before the step, because the method has put
+    something new in the module's place.
     """
 
     player: str
@@ -69,7 +72,7 @@ class Turn:
     reset_optimizer: bool = False
 
     def objective(self) -> Tensor:
-        """The weighted sum, in the order given. -> scalar."""
+        """Return the weighted sum, in the order given. -> scalar."""
         terms = [loss.value * loss.weight for loss in self.losses.values()]
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
@@ -77,24 +80,13 @@ class Turn:
 class Method(ABC):
     """Base of all methods.
 
-    A subclass takes by keyword what it plays with, and the launcher hands it what its signature
-    names:
-
-    - the networks `student`, `teacher` (frozen, in eval mode), `generator`, `discriminator`;
-    - a look inside two of them (`FeatureExtractor`): `student_features` and `teacher_features` at the paths
-      of the model's YAML, `student_embedding` and `teacher_embedding`, and `teacher_bn_stats`,
-      the batch statistics at the input of each of the teacher's batch norms;
-    - the functions `normalize` (images in [0, 1] -> as the networks want them), `latents`
-      (n -> noise [n, latent_dim]) and `augment` (random crop and flip of a batch);
-    - `rng`, a random generator on the device for draws of the method's own;
-    - `gather`, which puts the tensors [n, ...] of all processes that play together one after the
-      other, without gradients (of one process: what it was given);
-    - the numbers `batch_size` (of this process), `num_classes`, `image_size`, `instances` (OOD
-      images there are) and `steps` (iterations of the run).
-
-    All other keywords are settings of its YAML.
+    A subclass is a dataclass (`kw_only=True, eq=False`): of its fields the launcher fills in those
+    that `mosaickd.methods.inputs.INPUTS` names, and the method's YAML all others. `__post_init__`
+    checks settings (ValueError) and sets `players` and `streams`.
     """
 
+    #: What tables and plots call it; its YAML's name where this is missing.
+    display_name: ClassVar[str]
     #: The images it trains on: those of the teacher's domain, OOD images, or none at all.
     source: ClassVar[SourceName | None] = "ood"
     #: Whether all iterations are alike, so that one can be captured as a CUDA graph.
@@ -108,11 +100,14 @@ class Method(ABC):
 
     @abstractmethod
     def turns(self, batch: Batch) -> Iterator[Turn]:
-        """Play one iteration. Never yield inside `torch.no_grad()`: the loop's backward pass
-        and optimizer step run between two turns."""
+        """Play one iteration.
+
+        Never yield inside `torch.no_grad()`: the loop's backward pass and optimizer step run
+        between two turns.
+        """
 
     def iterations(self, player: str, steps: int) -> int:
-        """In how many of the run's `steps` iterations `player` has a turn.
+        """Return in how many of the run's `steps` iterations `player` has a turn.
 
         A player's schedule runs over these: where a method plays in phases, nobody's learning
         rate falls while others play.
@@ -120,107 +115,107 @@ class Method(ABC):
         return steps
 
     def synthesize(self, latents: Tensor | None) -> Tensor | None:
-        """Images for a person to look at, normalised, [n, 3, H, W]; None where there are none.
+        """Return images for a person to look at, normalised, [n, 3, H, W]; None without any.
 
         latents: [n, latent_dim], the same at each call; None for a method without a generator.
         """
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method must remember between iterations, beside its players' weights."""
+        """Return what lasts between iterations, beside the players' weights and buffers."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        assert not state, f"{type(self).__name__} remembers nothing, but was given {list(state)}"
+        """Restore what `state_dict` returned."""
+        assert not state, f"{type(self).__name__} has no state, but was given {list(state)}"
 
 
-class FeatureExtractor(Protocol):
-    """Looks inside a network; what it takes is stated where it is built."""
-
-    #: Of each thing that is taken, for one image: [C, H, W] or [D].
-    shapes: Sequence[Sequence[int]]
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """images [B, 3, H, W] -> logits [B, classes], and each thing taken [B, ...]."""
-        ...
+# --------------------------------------------------------------------- what several methods share
 
 
-class BatchNormStatsHook(Protocol):
-    """Compares a batch with what a network's batch norms remember of their training."""
+@dataclass(kw_only=True, eq=False)
+class Distillation(Method):
+    """Distil on one stream of augmented OOD images; base of the methods that add losses to KD.
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[NormStatistics]]:
-        """images [B, 3, H, W] -> logits [B, classes], and the statistics at each batch norm."""
-        ...
-
-
-class RandomState:
-    """A random generator whose state is part of a checkpoint."""
-
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self.rng = torch.Generator(device).manual_seed(seed)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"rng": self.rng.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.rng.set_state(state["rng"])
-
-    def reseed(self, step: int) -> None:
-        """Other numbers than the run began with, decided by its seed and `step`."""
-        self.rng.manual_seed((self.rng.initial_seed() + 1_000_003 * step) % 2**63)
-
-
-class Latents(RandomState):
-    """Standard normal noise from a generator of its own.
-
-    part, parts: of several processes that play together, which one this is. They draw the same
-    numbers for all of them, and each takes its own.
+    The student imitates the teacher's predictions softened by `temperature` (Hinton et al., 2015):
+    the loss `kd`. ood_statistics: whose mean and standard deviation normalise the images.
     """
 
-    def __init__(
-        self, dim: int, device: torch.device, seed: int, part: int = 0, parts: int = 1
-    ) -> None:
-        super().__init__(device, seed)
-        self.dim = dim
-        self.device = device
-        self.part, self.parts = part, parts
+    balanced: ClassVar[bool] = False  # whether all of the teacher's classes come equally often
 
-    def __call__(self, count: int) -> Tensor:
-        """-> [count, dim]"""
-        shape = (self.parts, count, self.dim)
-        return torch.randn(shape, device=self.device, generator=self.rng)[self.part]
+    student: nn.Module
+    teacher: nn.Module
+    temperature: Positive = 5.0
+    ood_statistics: SourceName = "dataset"
+
+    def __post_init__(self) -> None:
+        self.players = {"student": self.student}
+        self.streams = {
+            "ood": Stream(
+                "ood", augment=True, normalization=self.ood_statistics, balanced=self.balanced
+            )
+        }
+
+    def turns(self, batch: Batch) -> Iterator[Turn]:
+        (images,) = batch["ood"]
+        with torch.no_grad():
+            teacher = self.teacher(images.pixels)
+        student = self.student(images.pixels)
+        yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
+
+
+@dataclass(kw_only=True, eq=False)
+class GeneratorMethod(Method):
+    """Base of the methods whose images a generator paints, to teach the student with."""
+
+    student: nn.Module
+    teacher: nn.Module
+    generator: nn.Module
+    normalize: Callable[[Tensor], Tensor]
+    latents: Callable[[int], Tensor]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self.players = {"generator": self.generator, "student": self.student}
+        self.streams = {}
+
+    def generate(self) -> Tensor:
+        """Return a fresh batch of fakes [B, 3, H, W], normalised as in-domain images."""
+        return self.normalize(self.generator(self.latents(self.batch_size)))
+
+    def synthesize(self, latents: Tensor | None) -> Tensor:
+        return self.normalize(self.generator(latents))
 
 
 def distillation_batches(
     teacher: nn.Module,
-    images_of: Callable[[int], Tensor],
+    make_images: Callable[[int], Tensor],
     steps: int,
     at_once: bool | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each of `steps` student turns its images and what the teacher says of them.
+    """Yield images [B, 3, H, W] and the teacher's logits [B, C] for each of `steps` student turns.
 
-    images_of: step -> images [B, 3, H, W], made by networks that stay as they are through all of
-    these turns; each is asked for once, in order. -> pairs of images and logits [B, classes].
+    make_images: step -> images, by networks that stay as they are through all of these turns;
+    called once a step, in order.
 
     at_once: the teacher sees all batches in one pass. It has no batch statistics of its own, so
     this rounds differently at most: few large kernels keep a GPU busier, while a CPU's caches
     prefer several small ones (wrn40_2 takes a third longer at once, and gives the same bits).
-    None: as the device likes it.
+    None: at once on CUDA.
     """
     if at_once is None:
         at_once = next(teacher.parameters()).is_cuda
     if at_once:
         with torch.no_grad():
-            batches = [images_of(step) for step in range(steps)]
+            batches = [make_images(step) for step in range(steps)]
             logits = teacher(torch.cat(batches)).split([len(batch) for batch in batches])
         yield from zip(batches, logits, strict=True)
         return
     for step in range(steps):
         with torch.no_grad():
-            images = images_of(step)
-            answer = teacher(images)
-        yield images, answer
+            images = make_images(step)
+            logits_of_step = teacher(images)
+        yield images, logits_of_step
 
 
 @contextmanager
@@ -238,3 +233,63 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+# ------------------------------------------------------- inputs that are more than a plain value
+
+
+class FeatureExtractor(Protocol):
+    """A network that also gives out features, at the module paths of its model's YAML."""
+
+    #: Of each feature, for one image: [C, H, W], or [D] of an embedding.
+    shapes: Sequence[Sequence[int]]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return logits [B, classes] and each feature [B, ...]. images: [B, 3, H, W]."""
+        ...
+
+
+class BatchNormStatsHook(Protocol):
+    """A network that also gives out statistics at the input of each of its batch norms."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[NormStatistics]]:
+        """Return logits [B, classes] and the statistics, layer by layer. images: [B, 3, H, W]."""
+        ...
+
+
+class RandomState:
+    """A random generator whose state is part of a checkpoint."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.rng = torch.Generator(device).manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"rng": self.rng.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.rng.set_state(state["rng"])
+
+    def reseed(self, step: int) -> None:
+        """Start another sequence of numbers, decided by the first seed and `step`."""
+        self.rng.manual_seed((self.rng.initial_seed() + 1_000_003 * step) % 2**63)
+
+
+class Latents(RandomState):
+    """Standard normal noise from a generator of its own.
+
+    part, parts: which of several processes this is. Each draws the numbers of all and returns its
+    own, so that their noise differs and one state restores all.
+    """
+
+    def __init__(
+        self, dim: int, device: torch.device, seed: int, part: int = 0, parts: int = 1
+    ) -> None:
+        super().__init__(device, seed)
+        self.dim = dim
+        self.device = device
+        self.part, self.parts = part, parts
+
+    def __call__(self, count: int) -> Tensor:
+        """Draw noise. -> [count, dim]"""
+        shape = (self.parts, count, self.dim)
+        return torch.randn(shape, device=self.device, generator=self.rng)[self.part]

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mosaickd.constraints import Count, NonNegative, Positive
 from mosaickd.losses import class_balance, kl_divergence, one_hot
 from mosaickd.methods.base import (
     Batch,
     FeatureExtractor,
+    GeneratorMethod,
     Loss,
-    Method,
     SourceName,
     Turn,
     distillation_batches,
 )
 
 
-class DAFL(Method):
+@dataclass(kw_only=True, eq=False)
+class DAFL(GeneratorMethod):
     """One generator turn, then `student_steps` student turns, each on fresh fakes.
 
     `oh`, `balance` and `act` weigh the generator's losses: the teacher's certainty (Eq. 2), the
@@ -33,46 +35,22 @@ class DAFL(Method):
     `teacher_at_once`: see `distillation_batches`.
     """
 
+    display_name: ClassVar[str] = "DAFL"
     source: ClassVar[SourceName | None] = None
 
-    def __init__(
-        self,
-        *,
-        student: nn.Module,
-        teacher: nn.Module,
-        teacher_embedding: FeatureExtractor,
-        generator: nn.Module,
-        normalize: Callable[[Tensor], Tensor],
-        latents: Callable[[int], Tensor],
-        batch_size: int,
-        gather: Callable[[Tensor], Tensor] = lambda own: own,
-        oh: NonNegative = 1.0,
-        balance: NonNegative = 20.0,
-        act: NonNegative = 0.001,
-        temperature: Positive = 20.0,
-        student_steps: Count = 5,
-        teacher_at_once: bool | None = None,
-    ) -> None:
-        if not (oh or balance or act):
-            raise ValueError("method.oh, balance and act are all 0: nothing guides the generator")
-        self.student = student
-        self.teacher = teacher
-        self.teacher_embedding = teacher_embedding
-        self.generator = generator
-        self.normalize = normalize
-        self.latents = latents
-        self.batch_size = batch_size
-        self.gather = gather
-        self.oh, self.balance, self.act = oh, balance, act
-        self.temperature = temperature
-        self.student_steps = student_steps
-        self.teacher_at_once = teacher_at_once
-        self.players = {"generator": generator, "student": student}
-        self.streams = {}
+    teacher_embedding: FeatureExtractor
+    gather: Callable[[Tensor], Tensor] = lambda own: own
+    oh: NonNegative = 1.0
+    balance: NonNegative = 20.0
+    act: NonNegative = 0.001
+    temperature: Positive = 20.0
+    student_steps: Count = 5
+    teacher_at_once: bool | None = None
 
-    def generate(self) -> Tensor:
-        """-> a fresh batch of fakes [B, 3, H, W], normalised as in-domain images."""
-        return self.normalize(self.generator(self.latents(self.batch_size)))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.oh or self.balance or self.act):
+            raise ValueError("method.oh, balance and act are all 0: nothing guides the generator")
 
     def turns(self, batch: Batch) -> Iterator[Turn]:
         yield Turn("generator", self.generator_losses(self.generate()))
@@ -85,7 +63,7 @@ class DAFL(Method):
             yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
 
     def generator_losses(self, fakes: Tensor) -> dict[str, Loss]:
-        """What the teacher says of `fakes` [B, 3, H, W]."""
+        """Return the losses of `fakes` [B, 3, H, W], which the teacher judges."""
         losses = {}
         teacher, (embedding,) = self.teacher_embedding(fakes)
         if self.oh:
@@ -95,6 +73,3 @@ class DAFL(Method):
         if self.act:
             losses["act"] = Loss(-embedding.float().abs().mean(), self.act)
         return losses
-
-    def synthesize(self, latents: Tensor | None) -> Tensor:
-        return self.normalize(self.generator(latents))

@@ -7,6 +7,7 @@ Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,7 @@ from mosaickd.methods.base import (
 )
 
 
+@dataclass(kw_only=True, eq=False)
 class DeepInversion(Method):
     """Rounds of `inversion_steps` turns that make a batch of images, then `student_steps` turns
     in which the student learns from all images made so far. An iteration is one of these turns.
@@ -40,62 +42,50 @@ class DeepInversion(Method):
     a pool of at most `pool_size` as uint8, 3 KB each at 32x32; the oldest make room.
     """
 
+    display_name: ClassVar[str] = "DeepInv"
     source: ClassVar[SourceName | None] = None
-    graph_capturable: ClassVar[bool] = False
+    graph_capturable: ClassVar[bool] = False  # it plays in two phases
     supports_ddp: ClassVar[bool] = False  # the images that it optimises belong to one process
 
-    def __init__(
-        self,
-        *,
-        student: nn.Module,
-        teacher: nn.Module,
-        teacher_bn_stats: BatchNormStatsHook,
-        normalize: Callable[[Tensor], Tensor],
-        augment: Callable[[Tensor], Tensor],
-        rng: torch.Generator,
-        batch_size: int,
-        num_classes: int,
-        image_size: int,
-        oh: NonNegative = 1.0,
-        bn: NonNegative = 10.0,
-        tv: NonNegative = 1e-3,
-        adv: NonNegative = 1.0,
-        adv_temperature: Positive = 3.0,
-        temperature: Positive = 20.0,
-        inversion_steps: Count = 1000,
-        student_steps: Count = 400,
-        pool_size: Count = 51200,
-    ) -> None:
-        if not (oh or bn or adv):
+    student: nn.Module
+    teacher: nn.Module
+    teacher_bn_stats: BatchNormStatsHook
+    normalize: Callable[[Tensor], Tensor]
+    augment: Callable[[Tensor], Tensor]
+    rng: torch.Generator
+    batch_size: int
+    num_classes: int
+    image_size: int
+    oh: NonNegative = 1.0
+    bn: NonNegative = 10.0
+    tv: NonNegative = 1e-3
+    adv: NonNegative = 1.0
+    adv_temperature: Positive = 3.0
+    temperature: Positive = 20.0
+    inversion_steps: Count = 1000
+    student_steps: Count = 400
+    pool_size: Count = 51200
+
+    def __post_init__(self) -> None:
+        if not (self.oh or self.bn or self.adv):
             raise ValueError("method.oh, bn and adv are all 0: nothing guides the images")
-        if pool_size < batch_size:
+        if self.pool_size < self.batch_size:
             raise ValueError(
-                f"method.pool_size is {pool_size}: it must hold a batch of {batch_size} at least"
+                f"method.pool_size is {self.pool_size}: it must hold a batch of "
+                f"{self.batch_size} at least"
             )
-        self.student = student
-        self.teacher = teacher
-        self.teacher_bn_stats = teacher_bn_stats
-        self.augment = augment
-        self.normalize = normalize
-        self.rng = rng
-        self.batch_size = batch_size
-        self.num_classes = num_classes
-        self.oh, self.bn, self.tv, self.adv = oh, bn, tv, adv
-        self.adv_temperature = adv_temperature
-        self.temperature = temperature
-        self.inversion_steps = inversion_steps
-        self.round_length = inversion_steps + student_steps
-        self.images = Pixels(batch_size, image_size)
-        self.players = {"images": self.images, "student": student}
+        self.round_length = self.inversion_steps + self.student_steps
+        self.images = Pixels(self.batch_size, self.image_size)
+        self.players = {"images": self.images, "student": self.student}
         self.streams = {}
         self.iteration = 0
-        self.labels = torch.zeros(batch_size, dtype=torch.int64, device=rng.device)
-        self.pool = Pool(pool_size, image_size, rng.device)
+        self.labels = torch.zeros(self.batch_size, dtype=torch.int64, device=self.rng.device)
+        self.pool = Pool(self.pool_size, self.image_size, self.rng.device)
 
     def iterations(self, player: str, steps: int) -> int:
         rounds, rest = divmod(steps, self.round_length)
-        making = rounds * self.inversion_steps + min(rest, self.inversion_steps)
-        return making if player == "images" else steps - making
+        inversions = rounds * self.inversion_steps + min(rest, self.inversion_steps)
+        return inversions if player == "images" else steps - inversions
 
     def turns(self, batch: Batch) -> Iterator[Turn]:
         position = self.iteration % self.round_length
@@ -112,7 +102,7 @@ class DeepInversion(Method):
                 self.pool.add(self.as_uint8(self.images.pixels.detach()))
         else:
             with torch.no_grad():
-                images = self.augment(self.pool.draw(self.batch_size, self.rng))
+                images = self.augment(self.pool.sample(self.batch_size, self.rng))
                 images = self.normalize(images.float() / 255)
                 teacher = self.teacher(images)
             student = self.student(images)
@@ -121,7 +111,7 @@ class DeepInversion(Method):
 
     @torch.no_grad()
     def begin_images(self) -> None:
-        """Noise, and a class that each image shall become."""
+        """Draw noise, and a class that each image shall become."""
         device = self.rng.device
         self.images.pixels.normal_(generator=self.rng)
         self.labels = torch.randint(
@@ -129,10 +119,10 @@ class DeepInversion(Method):
         )
 
     def image_losses(self, images: Tensor) -> dict[str, Loss]:
-        """What teacher and student say of `images` [B, 3, H, W], normalised."""
-        moved = shift_and_flip(images, images.shape[-1] // 8, self.rng)
+        """Return the losses of normalised `images` [B, 3, H, W]."""
+        shifted = shift_and_flip(images, images.shape[-1] // 8, self.rng)
         losses = {}
-        teacher, statistics = self.teacher_bn_stats(moved)
+        teacher, statistics = self.teacher_bn_stats(shifted)
         if self.oh:
             losses["oh"] = Loss(cross_entropy(teacher, self.labels), self.oh)
         if self.bn:
@@ -142,23 +132,23 @@ class DeepInversion(Method):
         if self.adv:
             # Half-made images must not move the statistics that the student is tested with.
             self.student.eval()
-            disagreement = jensen_shannon(self.student(moved), teacher, self.adv_temperature)
+            disagreement = jensen_shannon(self.student(shifted), teacher, self.adv_temperature)
             self.student.train()
             losses["adv"] = Loss(-disagreement, self.adv)
         return losses
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """What black and white are after normalisation, [1, 3, 1, 1] each."""
+        """Return black and white as they are after normalisation, [1, 3, 1, 1] each."""
         black = torch.zeros(1, 3, 1, 1, device=self.rng.device)
         return self.normalize(black), self.normalize(black + 1)
 
     def as_uint8(self, images: Tensor) -> Tensor:
-        """Normalised images -> uint8."""
+        """Convert normalised images to uint8, [B, 3, H, W]."""
         black, white = self.limits()
         return ((images - black) / (white - black) * 255).round().clamp(0, 255).byte()
 
     def synthesize(self, latents: Tensor | None) -> Tensor | None:
-        """The last images that were finished; None before the first are."""
+        """Return the last finished images, normalised; None before there are any."""
         images = self.pool.latest(100)
         return self.normalize(images.float() / 255) if len(images) else None
 
@@ -172,7 +162,7 @@ class DeepInversion(Method):
 
 
 class Pixels(nn.Module):
-    """A batch of images that learns. -> normalised [B, 3, H, W]."""
+    """A batch of images that learns: normalised, [B, 3, H, W]."""
 
     def __init__(self, count: int, size: int) -> None:
         super().__init__()
@@ -190,16 +180,16 @@ class Pool:
         self.images = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8, device=device)
 
     def add(self, images: Tensor) -> None:
-        """images: uint8 [N, 3, H, W]"""
+        """Append `images`, uint8 [N, 3, H, W]."""
         self.images = torch.cat([self.images, images])[-self.size :].contiguous()
 
-    def draw(self, count: int, rng: torch.Generator) -> Tensor:
-        """-> uint8 [count, 3, H, W], with replacement"""
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """Draw uint8 [count, 3, H, W], with replacement."""
         device = self.images.device
         return self.images[torch.randint(len(self.images), (count,), generator=rng, device=device)]
 
     def latest(self, count: int) -> Tensor:
-        """-> uint8 [at most count, 3, H, W]"""
+        """Return the youngest, uint8 [at most count, 3, H, W]."""
         return self.images[-count:]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -210,7 +200,7 @@ class Pool:
 
 
 def shift_and_flip(images: Tensor, limit: int, rng: torch.Generator) -> Tensor:
-    """One random circular shift by up to `limit` pixels, and perhaps a flip, for all images.
+    """Shift all images circularly by the same random 0 to `limit` pixels, and perhaps flip them.
 
     images: [B, C, H, W] -> the same shape, without a host round trip.
     """

@@ -7,17 +7,18 @@ the authors of MosaicKD run it ("DFQAD").
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mosaickd.constraints import Count, LogBase, NonNegative, Positive
 from mosaickd.losses import batch_norm_distance, class_balance, kl_divergence, one_hot
 from mosaickd.methods.base import (
     Batch,
     BatchNormStatsHook,
+    GeneratorMethod,
     Loss,
-    Method,
     SourceName,
     Turn,
     distillation_batches,
@@ -25,7 +26,8 @@ from mosaickd.methods.base import (
 )
 
 
-class DFQ(Method):
+@dataclass(kw_only=True, eq=False)
+class DFQ(GeneratorMethod):
     """One generator turn, then `student_steps` student turns, each on fresh fakes.
 
     `adv`, `oh`, `ie` and `bn` weigh the generator's four losses: the student's disagreement, the
@@ -34,49 +36,24 @@ class DFQ(Method):
     not computed. `teacher_at_once`: see `distillation_batches`.
     """
 
+    display_name: ClassVar[str] = "DFQ"
     source: ClassVar[SourceName | None] = None
 
-    def __init__(
-        self,
-        *,
-        student: nn.Module,
-        teacher: nn.Module,
-        teacher_bn_stats: BatchNormStatsHook,
-        generator: nn.Module,
-        normalize: Callable[[Tensor], Tensor],
-        latents: Callable[[int], Tensor],
-        batch_size: int,
-        gather: Callable[[Tensor], Tensor] = lambda own: own,
-        adv: NonNegative = 1.0,
-        oh: NonNegative = 1.0,
-        ie: NonNegative = 20.0,
-        bn: NonNegative = 1.0,
-        log_base: LogBase = 10.0,
-        temperature: Positive = 1.0,
-        student_steps: Count = 5,
-        teacher_at_once: bool | None = None,
-    ) -> None:
-        if not (adv or oh or ie or bn):
-            raise ValueError("method.adv, oh, ie and bn are all 0: nothing guides the generator")
-        self.student = student
-        self.teacher = teacher
-        self.teacher_bn_stats = teacher_bn_stats
-        self.generator = generator
-        self.normalize = normalize
-        self.latents = latents
-        self.batch_size = batch_size
-        self.gather = gather
-        self.adv, self.oh, self.ie, self.bn = adv, oh, ie, bn
-        self.log_base = log_base
-        self.temperature = temperature
-        self.student_steps = student_steps
-        self.teacher_at_once = teacher_at_once
-        self.players = {"generator": generator, "student": student}
-        self.streams = {}
+    teacher_bn_stats: BatchNormStatsHook
+    gather: Callable[[Tensor], Tensor] = lambda own: own
+    adv: NonNegative = 1.0
+    oh: NonNegative = 1.0
+    ie: NonNegative = 20.0
+    bn: NonNegative = 1.0
+    log_base: LogBase = 10.0
+    temperature: Positive = 1.0
+    student_steps: Count = 5
+    teacher_at_once: bool | None = None
 
-    def generate(self) -> Tensor:
-        """-> a fresh batch of fakes [B, 3, H, W], normalised as in-domain images."""
-        return self.normalize(self.generator(self.latents(self.batch_size)))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.adv or self.oh or self.ie or self.bn):
+            raise ValueError("method.adv, oh, ie and bn are all 0: nothing guides the generator")
 
     def turns(self, batch: Batch) -> Iterator[Turn]:
         with frozen(self.student):
@@ -91,7 +68,7 @@ class DFQ(Method):
             yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
 
     def generator_losses(self, fakes: Tensor) -> dict[str, Loss]:
-        """What teacher and student say of `fakes` [B, 3, H, W]."""
+        """Return the losses of `fakes` [B, 3, H, W], which teacher and student judge."""
         losses = {}
         teacher, statistics = self.teacher_bn_stats(fakes)
         if self.adv:
@@ -103,6 +80,3 @@ class DFQ(Method):
         if self.bn:
             losses["bn"] = Loss(batch_norm_distance(statistics, by_layer=False), self.bn)
         return losses
-
-    def synthesize(self, latents: Tensor | None) -> Tensor:
-        return self.normalize(self.generator(latents))

@@ -8,6 +8,8 @@ where to look next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,8 @@ from mosaickd.constraints import Count, NonNegative, Positive
 from mosaickd.losses import class_balance, kl_divergence, label_alignment, patch_gan_loss
 from mosaickd.methods.base import (
     Batch,
+    GeneratorMethod,
     Loss,
-    Method,
     SourceName,
     Stream,
     Turn,
@@ -26,7 +28,8 @@ from mosaickd.methods.base import (
 )
 
 
-class MosaicKD(Method):
+@dataclass(kw_only=True, eq=False)
+class MosaicKD(GeneratorMethod):
     """One discriminator turn, one generator turn, then `student_steps` student turns.
 
     `adv`, `align`, `local` and `balance` weigh the generator's four losses (`local` also the
@@ -36,65 +39,43 @@ class MosaicKD(Method):
     `teacher_at_once`: see `distillation_batches`.
     """
 
-    def __init__(
-        self,
-        *,
-        student: nn.Module,
-        teacher: nn.Module,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        normalize: Callable[[Tensor], Tensor],
-        latents: Callable[[int], Tensor],
-        batch_size: int,
-        gather: Callable[[Tensor], Tensor] = lambda own: own,
-        adv: NonNegative = 1.0,
-        align: NonNegative = 1.0,
-        local: NonNegative = 1.0,
-        balance: NonNegative = 10.0,
-        temperature: Positive = 1.0,
-        student_steps: Count = 5,
-        teacher_at_once: bool | None = None,
-        ood_in_student_batch: bool = True,
-        ood_statistics: SourceName = "ood",
-    ) -> None:
-        if not (adv or align or local or balance):
+    display_name: ClassVar[str] = "MosaicKD"
+
+    discriminator: nn.Module
+    gather: Callable[[Tensor], Tensor] = lambda own: own
+    adv: NonNegative = 1.0
+    align: NonNegative = 1.0
+    local: NonNegative = 1.0
+    balance: NonNegative = 10.0
+    temperature: Positive = 1.0
+    student_steps: Count = 5
+    teacher_at_once: bool | None = None
+    ood_in_student_batch: bool = True
+    ood_statistics: SourceName = "ood"
+
+    def __post_init__(self) -> None:
+        if not (self.adv or self.align or self.local or self.balance):
             raise ValueError(
                 "method.adv, align, local and balance are all 0: nothing guides the generator"
             )
-        if not (local or ood_in_student_batch):
+        if not (self.local or self.ood_in_student_batch):
             raise ValueError(
                 "method.local is 0 and method.ood_in_student_batch is false: the ood images would "
                 "have no effect"
             )
-        self.student = student
-        self.teacher = teacher
-        self.generator = generator
-        self.discriminator = discriminator
-        self.normalize = normalize
-        self.latents = latents
-        self.batch_size = batch_size
-        self.gather = gather
-        self.adv, self.align, self.local, self.balance = adv, align, local, balance
-        self.temperature = temperature
-        self.student_steps = student_steps
-        self.teacher_at_once = teacher_at_once
-        self.players = {"generator": generator, "student": student}
+        self.players = {"generator": self.generator, "student": self.student}
         self.streams = {}
-        if local:
-            self.players["discriminator"] = discriminator
+        if self.local:
+            self.players["discriminator"] = self.discriminator
             # What the discriminator learns as real carries the in-domain statistics, as the fakes
             # do, and no augmentation: padding of a random crop is not an authentic pattern.
-            self.streams["real"] = Stream("ood", augment=False, statistics="dataset")
-        if ood_in_student_batch:
+            self.streams["real"] = Stream("ood", augment=False, normalization="dataset")
+        if self.ood_in_student_batch:
             # Appendix, section 2: OOD images join the student's batch. The reference normalises
             # these with their own data set's statistics; `ood_statistics` is that choice.
             self.streams["student"] = Stream(
-                "ood", augment=True, statistics=ood_statistics, draws=student_steps
+                "ood", augment=True, normalization=self.ood_statistics, draws=self.student_steps
             )
-
-    def generate(self) -> Tensor:
-        """-> a fresh batch of fakes [B, 3, H, W], normalised as in-domain images."""
-        return self.normalize(self.generator(self.latents(self.batch_size)))
 
     def turns(self, batch: Batch) -> Iterator[Turn]:
         fakes = self.generate()
@@ -126,18 +107,18 @@ class MosaicKD(Method):
             yield Turn("student", {"kd": Loss(kl_divergence(student, teacher, self.temperature))})
 
     def student_batch(self, batch: Batch, step: int) -> Tensor:
-        """-> fresh fakes and, beside them, OOD images, [2B, 3, H, W]"""
+        """Return fresh fakes [B, 3, H, W], and OOD images beside them: [2B, 3, H, W]."""
         fakes = self.generate()
         if "student" not in self.streams:
             return fakes
         return torch.cat([fakes, batch["student"][step].pixels])
 
     def generator_losses(self, fakes: Tensor) -> dict[str, Loss]:
-        """What the other three players say of `fakes` [B, 3, H, W]."""
+        """Return the losses of `fakes` [B, 3, H, W], which the other three players judge."""
         losses = {}
         if self.local:
-            judged = patch_gan_loss(self.discriminator(fakes), authentic=True)
-            losses["local"] = Loss(judged, self.local)
+            local = patch_gan_loss(self.discriminator(fakes), authentic=True)
+            losses["local"] = Loss(local, self.local)
         if self.align or self.balance or self.adv:
             teacher = self.teacher(fakes)
         if self.align:
@@ -147,6 +128,3 @@ class MosaicKD(Method):
         if self.balance:
             losses["balance"] = Loss(class_balance(teacher, gather=self.gather), self.balance)
         return losses
-
-    def synthesize(self, latents: Tensor | None) -> Tensor:
-        return self.normalize(self.generator(latents))

@@ -7,45 +7,37 @@ al., 2020).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import nn
 
-from mosaickd.constraints import NonNegative, Positive
+from mosaickd.constraints import NonNegative
 from mosaickd.losses import kl_divergence, relational_angle, relational_distance
-from mosaickd.methods.base import Batch, FeatureExtractor, Loss, Method, SourceName, Stream, Turn
+from mosaickd.methods.base import Batch, Distillation, FeatureExtractor, Loss, Turn
 
 
-class RKD(Method):
-    """KD, and the relations of embeddings within a batch, weighed by `distance` and `angle`."""
+@dataclass(kw_only=True, eq=False)
+class RKD(Distillation):
+    """KD, and the relations of embeddings within a batch: `distance` weighs those of pairs
+    (Eq. 8), `angle` those of triples (Eq. 11). A term of weight 0 is not computed.
+    """
 
-    def __init__(
-        self,
-        *,
-        student: nn.Module,
-        teacher: nn.Module,
-        student_embedding: FeatureExtractor,
-        teacher_embedding: FeatureExtractor,
-        distance: NonNegative = 25.0,
-        angle: NonNegative = 50.0,
-        temperature: Positive = 5.0,
-        ood_statistics: SourceName = "dataset",
-    ) -> None:
-        self.student_embedding = student_embedding
-        self.teacher_embedding = teacher_embedding
-        self.distance, self.angle = distance, angle
-        self.temperature = temperature
-        self.players = {"student": student}
-        self.streams = {"ood": Stream("ood", augment=True, statistics=ood_statistics)}
+    display_name: ClassVar[str] = "RKD"
+
+    student_embedding: FeatureExtractor
+    teacher_embedding: FeatureExtractor
+    distance: NonNegative = 25.0
+    angle: NonNegative = 50.0
 
     def turns(self, batch: Batch) -> Iterator[Turn]:
         (images,) = batch["ood"]
         with torch.no_grad():
-            teacher, (theirs,) = self.teacher_embedding(images.pixels)
-        student, (ours,) = self.student_embedding(images.pixels)
+            teacher, (target,) = self.teacher_embedding(images.pixels)
+        student, (embedding,) = self.student_embedding(images.pixels)
         losses = {"kd": Loss(kl_divergence(student, teacher, self.temperature))}
         if self.distance:
-            losses["distance"] = Loss(relational_distance(ours, theirs), self.distance)
+            losses["distance"] = Loss(relational_distance(embedding, target), self.distance)
         if self.angle:
-            losses["angle"] = Loss(relational_angle(ours, theirs), self.angle)
+            losses["angle"] = Loss(relational_angle(embedding, target), self.angle)
         yield Turn("student", losses)

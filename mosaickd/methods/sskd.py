@@ -6,6 +6,7 @@ Xu et al., "Knowledge Distillation Meets Self-Supervision", ECCV 2020.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from mosaickd.constraints import Fraction, NonNegative, Positive
 from mosaickd.losses import cosine_similarities, cross_entropy, kl_divergence
-from mosaickd.methods.base import Batch, FeatureExtractor, Loss, Method, SourceName, Stream, Turn
+from mosaickd.methods.base import Batch, Distillation, FeatureExtractor, Loss, Turn
 
 
-class SSKD(Method):
+@dataclass(kw_only=True, eq=False)
+class SSKD(Distillation):
     """First the teacher's self-supervision head learns, for `head_fraction` of the iterations:
     to find an upright image by a rotated copy. Then the student learns from the teacher's
     predictions on upright (`kd`) and rotated images (`tf`), and from the head's similarities
@@ -29,42 +31,31 @@ class SSKD(Method):
     counts as right.
     """
 
-    graph_capturable: ClassVar[bool] = False
+    display_name: ClassVar[str] = "SSKD"
+    graph_capturable: ClassVar[bool] = False  # it plays in two phases
 
-    def __init__(
-        self,
-        *,
-        student: nn.Module,
-        teacher: nn.Module,
-        student_embedding: FeatureExtractor,
-        teacher_embedding: FeatureExtractor,
-        steps: int,
-        kd: NonNegative = 1.0,
-        tf: NonNegative = 2.7,
-        ss: NonNegative = 10.0,
-        temperature: Positive = 4.0,
-        tf_temperature: Positive = 4.0,
-        ss_temperature: Positive = 0.5,
-        keep_tf: Fraction = 1.0,
-        keep_ss: Fraction = 0.75,
-        head_fraction: Fraction = 60 / 260,
-        ood_statistics: SourceName = "dataset",
-    ) -> None:
-        self.head_steps = round(head_fraction * steps)
-        self.student_embedding = student_embedding
-        self.teacher_embedding = teacher_embedding
-        self.kd, self.tf, self.ss = kd, tf, ss
-        self.temperature = temperature
-        self.tf_temperature = tf_temperature
-        self.ss_temperature = ss_temperature
-        self.keep_tf, self.keep_ss = keep_tf, keep_ss
-        self.head = projection(teacher_embedding.shapes[0][0])
-        self.student_head = projection(student_embedding.shapes[0][0])
+    student_embedding: FeatureExtractor
+    teacher_embedding: FeatureExtractor
+    steps: int
+    kd: NonNegative = 1.0
+    tf: NonNegative = 2.7
+    ss: NonNegative = 10.0
+    temperature: Positive = 4.0
+    tf_temperature: Positive = 4.0
+    ss_temperature: Positive = 0.5
+    keep_tf: Fraction = 1.0
+    keep_ss: Fraction = 0.75
+    head_fraction: Fraction = 60 / 260
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.head_steps = round(self.head_fraction * self.steps)
+        self.head = projection(self.teacher_embedding.shapes[0][0])
+        self.student_head = projection(self.student_embedding.shapes[0][0])
         self.players = {
             "head": self.head,
-            "student": nn.ModuleList([student, self.student_head]),
+            "student": nn.ModuleList([self.student, self.student_head]),
         }
-        self.streams = {"ood": Stream("ood", augment=True, statistics=ood_statistics)}
         self.iteration = 0
 
     def iterations(self, player: str, steps: int) -> int:
@@ -89,8 +80,11 @@ class SSKD(Method):
     def student_losses(
         self, rotated: Tensor, teacher: Tensor, similarity: Tensor
     ) -> dict[str, Loss]:
-        """rotated: images [4B, 3, H, W], the upright ones first; teacher: their logits [4B, C];
-        similarity: of the teacher's head, [3B, B]."""
+        """Return the student's three losses.
+
+        rotated: images [4B, 3, H, W], the upright ones first; teacher: their logits [4B, C];
+        similarity: of the teacher's head, [3B, B].
+        """
         count = len(rotated) // 4
         student, (embedding,) = self.student_embedding(rotated)
         losses = {
@@ -98,13 +92,13 @@ class SSKD(Method):
         }
         if self.tf:
             predicted = teacher[:count].argmax(dim=1).repeat(3)
-            kept = rank_filter(teacher[count:], predicted, self.keep_tf)
-            loss = filtered_kl(student[count:], teacher[count:], kept, self.tf_temperature)
+            mask = rank_filter(teacher[count:], predicted, self.keep_tf)
+            loss = filtered_kl(student[count:], teacher[count:], mask, self.tf_temperature)
             losses["tf"] = Loss(loss, self.tf)
         if self.ss:
-            ours = similarities(self.student_head(embedding), count)
-            kept = rank_filter(similarity, upright(count, similarity.device), self.keep_ss)
-            loss = filtered_kl(ours, similarity, kept, self.ss_temperature)
+            own = similarities(self.student_head(embedding), count)
+            mask = rank_filter(similarity, upright(count, similarity.device), self.keep_ss)
+            loss = filtered_kl(own, similarity, mask, self.ss_temperature)
             losses["ss"] = Loss(loss, self.ss)
         return losses
 
@@ -116,24 +110,26 @@ class SSKD(Method):
 
 
 def projection(dim: int) -> nn.Module:
-    """The self-supervision head. [B, dim] -> [B, dim]."""
+    """Build a self-supervision head, [B, dim] -> [B, dim]."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim))
 
 
 def similarities(projected: Tensor, count: int) -> Tensor:
-    """Cosine of each rotated image with each upright one. [4B, D], the `count` = B upright ones
-    first -> [3B, B]."""
+    """Compute the cosine of each rotated image with each upright one.
+
+    projected: [4B, D], the `count` = B upright ones first -> [3B, B].
+    """
     return cosine_similarities(projected[count:], projected[:count])
 
 
 def upright(count: int, device: torch.device) -> Tensor:
-    """Which upright image each rotated one was made of. -> [3 * count]."""
+    """Return the upright image of each rotated one. -> indices [3 * count]."""
     return torch.arange(count, device=device).repeat(3)
 
 
 def rank_filter(scores: Tensor, right: Tensor, keep: float) -> Tensor:
-    """Which rows to trust: all whose highest score is the right one, and of the others the share
-    `keep` in which it ranks best. scores: [N, K], right: [N] -> bool [N].
+    """Select the rows to trust: all whose highest score is the right one, and of the others the
+    share `keep` in which it ranks best. scores: [N, K]; right: indices [N] -> bool [N].
 
     Counts stay on the device: no number is read here.
     """
@@ -145,9 +141,12 @@ def rank_filter(scores: Tensor, right: Tensor, keep: float) -> Tensor:
     return place < len(rank) - wrong + (wrong * keep).floor()
 
 
-def filtered_kl(student: Tensor, teacher: Tensor, kept: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) over the rows that are kept, times T². Logits [N, K] -> scalar."""
+def filtered_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Compute KL(teacher || student) over the rows in `mask`, times T².
+
+    student, teacher: logits [N, K]; mask: bool [N] -> scalar, 0 where no row is selected.
+    """
     log_q = F.log_softmax(student.float() / temperature, dim=1)
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     each = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
-    return (each * kept).sum() / kept.sum().clamp_min(1) * temperature**2
+    return (each * mask).sum() / mask.sum().clamp_min(1) * temperature**2
