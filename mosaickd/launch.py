@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd import report, run_setup, teachers, tracking
+from mosaickd import analysis, run_setup, teachers, tracking
 from mosaickd.build import scratch_config, teacher_path
 from mosaickd.config.run_key import config_hash, differences, identity, variant
 from mosaickd.config.schema import images_of, needs
@@ -89,7 +89,7 @@ def launch(cfg: DictConfig) -> dict[str, Any]:
             release_memory()
     if distributed.is_rank0() and not sweeping:  # a sweep ends with a table of all its cells
         with ignore_broken_pipe():
-            report.show_run(folder)
+            analysis.show_run(folder)
     return result
 
 

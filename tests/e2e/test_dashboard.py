@@ -17,7 +17,7 @@ from conftest import REPO, Cli
 from weights_and_biases import KEY, Server, refusing
 
 from mosaickd import dashboard, metric_names
-from mosaickd.report.paper import table1
+from mosaickd.analysis.table1 import table1
 
 
 def call(
