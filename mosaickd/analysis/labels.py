@@ -46,5 +46,6 @@ def signed(value: float | None) -> str:
 
 
 def plural(count: int, word: str) -> str:
-    """Return 1 seed, 2 seeds."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
+    """Return 1 seed, 2 seeds, 2 classes."""
+    ending = "es" if word.endswith("s") else "s"
+    return f"{count} {word}{'' if count == 1 else ending}"

@@ -126,11 +126,11 @@ def _run_context(run: Run, name: str, count: int) -> dict[str, Any]:
     facts = {
         "status": run.state,
         "step": step,
-        "accuracy": last and labels.percent(last),
-        "best": best and f"{labels.percent(best)} at step {best_step}",
-        "teacher": teacher and labels.percent(teacher),
+        "accuracy": last is not None and labels.percent(last),
+        "best": best is not None and f"{labels.percent(best)} at step {best_step}",
+        "teacher": teacher is not None and labels.percent(teacher),
         "trained for": result and result.seconds and duration(result.seconds),
-        "last logged": metrics and f"{datetime.fromtimestamp(metrics[-1]['time'], UTC):%F %T} UTC",
+        "last logged": _moment(metrics),
     }
     pictures, broken = _pictures(run, metrics, count)
     return {
@@ -138,7 +138,7 @@ def _run_context(run: Run, name: str, count: int) -> dict[str, Any]:
         "title": title,
         "folder": str(run.folder),
         "state": run.state,
-        "summary": f"{run.state}, step {step}" + (f", {labels.percent(last)}" if last else ""),
+        "summary": f"{run.state}, step {step}" + ("" if last is None else f", {labels.percent(last)}"),
         "meaning": STATES.get(run.state, ""),
         "facts": {key: value for key, value in facts.items() if value},
         "progress": (run.steps, total) if run.state == "running" and total else None,
@@ -170,6 +170,12 @@ def _accuracies(
         return None, None, None
     step, best = max(points, key=lambda point: point[1])
     return points[-1][1], best, step
+
+
+def _moment(metrics: Sequence[dict[str, Any]]) -> str:
+    """Return when something was logged last: 2026-03-14 09:26:53 UTC."""
+    seconds = metrics[-1].get(metric_names.TIME) if metrics else None
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC" if seconds else ""
 
 
 def _environment(run: Run) -> dict[str, str]:

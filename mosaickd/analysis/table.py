@@ -73,6 +73,7 @@ def build_report(
     frame = to_frame(runs)
     finished, notes = one_per_seed(frame[frame["state"] == "finished"].copy())
     finished["accuracy"] = finished[evaluation]
+    finished = finished.dropna(subset=["accuracy"])
     finished["cells"] = _column([cells_of(run.result) for run in finished["run"]], finished)
     cells = _fill_table1(finished, everything)
     outside = finished[finished["cells"].map(len) == 0] if split else finished
@@ -196,7 +197,7 @@ def _settings(run: Run) -> dict[str, Any]:
 def _fill_table1(finished: pd.DataFrame, everything: bool) -> pd.DataFrame:
     paper = table1()
     ours = _measurements(finished)
-    columns = paper.pairs if everything else _columns(ours)
+    columns = set(paper.pairs) if everything else _columns(ours)
     table = pd.DataFrame(
         [(method, data, pair, *pair.split("-"), row[pair])
          for (method, data), row in paper.rows.items() for pair in paper.pairs],
@@ -209,7 +210,7 @@ def _fill_table1(finished: pd.DataFrame, everything: bool) -> pd.DataFrame:
         filled = table.groupby(["method", "data"])["n"].transform("max") > 0
         table = table[filled]
         averages = averages.merge(table[["method", "data"]].drop_duplicates())
-    if everything or averages["mean"].notna().any():
+    if everything or (columns == set(paper.pairs) and averages["mean"].notna().any()):
         table = pd.concat([table, averages[averages["paper"].notna()]])
     order = {row: i for i, row in enumerate(paper.rows)}
     rank = [order[row] for row in zip(table["method"], table["data"], strict=True)]

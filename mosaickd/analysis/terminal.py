@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -117,18 +117,12 @@ def unfinished_lines(report: Report) -> list[str]:
 # ----------------------------------------------------------------------------------------- tables
 
 
-def paper_table(report: Report) -> Table:
+def paper_table(report: Report) -> Group:
     """Return the paper's layout; each cell holds the paper's number, ours and the difference.
 
     It fits into eighty columns.
     """
-    table = Table(
-        title=f"Table 1: top-1 accuracy on CIFAR-100, %\nours: {EVALUATIONS[report.evaluation]}",
-        caption="± over seeds (their number); a cell without a run is empty",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 0),
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     for column in report.columns:
@@ -141,7 +135,9 @@ def paper_table(report: Report) -> Table:
             labels = ["paper", "ours", *(["± (n)"] if several else []), "diff."]
             columns = [labels, *(_cell_lines(cell, several=several) for cell in cells)]
             table.add_row(Text(f" {short(method)}"), *map(_stack, columns))
-    return table
+    title = f"Table 1: top-1 accuracy on CIFAR-100, %; ours: {EVALUATIONS[report.evaluation]}"
+    legend = "± over seeds (their number); a cell without a run is empty"
+    return Group(Text(title, style="italic"), table, Text(legend, style="dim"))
 
 
 def _cell_lines(cell: dict[str, Any], *, several: bool) -> list[str]:

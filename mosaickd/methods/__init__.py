@@ -13,7 +13,7 @@ def display_name(name: str) -> str:
 
     Reads the source: to import a method would load torch.
     """
-    path = Path(__file__).with_name(f"{name}.py")
+    path = Path(__file__).parent / f"{name}.py"
     if not name.isidentifier() or not path.exists():
         return name
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
