@@ -18,7 +18,7 @@ from mosaickd.config.validation import validate
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.launch import versions
-from mosaickd.report import console
+from mosaickd.analysis import console
 
 
 def parser(description: str) -> argparse.ArgumentParser:

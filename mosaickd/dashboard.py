@@ -17,8 +17,8 @@ from mosaickd import metric_names as names
 from mosaickd.account import has_api_key, server
 from mosaickd.errors import UserError, printable
 from mosaickd.programs import ending
-from mosaickd.report.labels import short
-from mosaickd.report.paper import table1
+from mosaickd.analysis.labels import short
+from mosaickd.analysis.table1 import table1
 
 #: Sections of losses: each player, and what its heading adds. A user's method may have others.
 PLAYERS = {

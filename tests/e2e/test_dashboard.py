@@ -16,7 +16,7 @@ from conftest import REPO, Cli
 from weights_and_biases import Server, account, forget_account
 
 from mosaickd import dashboard, metric_names
-from mosaickd.report.paper import table1
+from mosaickd.analysis.table1 import table1
 
 
 def call(

@@ -23,7 +23,6 @@ from mosaickd.engine.checkpoint import load_checkpoint
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.errors import UserError
 from mosaickd.launch import run
-from mosaickd.report import find_results
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -350,7 +349,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_its_checkpoint(house: Hous
     assert result["status"] == "failed"
     assert "last good checkpoint is kept" in result["error"]
     state = load_checkpoint(house.root / "explodes" / "checkpoints" / "last.pt")
-    weights = state["game"]["players"]["student"]["module"].values()
+    weights = state["trainer"]["players"]["student"]["module"].values()
     assert all(torch.isfinite(value.float()).all() for value in weights)
 
 

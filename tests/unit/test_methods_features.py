@@ -41,7 +41,7 @@ def test_balanced_is_kd_on_a_balanced_stream() -> None:
     table = Table("balanced", temperature=4.0)
     stream = table.method.streams["ood"]
     assert (stream.source, stream.augment, stream.balanced) == ("ood", True, True)
-    assert (stream.statistics, stream.draws) == ("dataset", 1)
+    assert (stream.normalization, stream.draws) == ("dataset", 1)
     student, teacher = outputs_of(table.student), outputs_of(table.teacher)
     (turn,) = table.play(1)
     expected = kl_divergence(student[0], teacher[0], 4.0)
@@ -179,7 +179,7 @@ def test_ood_images_are_augmented_and_carry_the_statistics_that_are_set(
 ) -> None:
     (stream,) = Table(name, ood_statistics=whose).method.streams.values()
     assert (stream.source, stream.augment, stream.draws) == ("ood", True, 1)
-    assert stream.statistics == whose
+    assert stream.normalization == whose
 
 
 @pytest.mark.parametrize("name", ["balanced", "fitnet", "rkd", "crd", "sskd"])
