@@ -24,7 +24,7 @@ from PIL import Image
 from mosaickd import metric_names
 from mosaickd.analysis import labels
 from mosaickd.analysis.charts import accuracy_chart, run_charts
-from mosaickd.analysis.runs import UNDER_WAY, Run
+from mosaickd.analysis.runs import UNDER_WAY, Run, signature
 from mosaickd.analysis.table import Report, records, variants
 from mosaickd.analysis.terminal import mean_of
 from mosaickd.durations import duration
@@ -45,10 +45,25 @@ STATES = {
 CONTENTS = {"synthetic": "synthetic images", "images": "images it trains on"}
 
 
-def render_page(report: Report, folders: Sequence[Path], version: str = "") -> str:
-    """Return the page. version: of one that a server keeps up to date."""
+#: By folder, what a page says of a run, and of which state of its files and of the page.
+Contexts = dict[Path, tuple[object, dict[str, Any]]]
+
+
+def render_page(
+    report: Report,
+    folders: Sequence[Path],
+    version: str = "",
+    contexts: Contexts | None = None,
+) -> str:
+    """Return the page. version, contexts: of one that a server builds again and again."""
     alone = len(report.runs) == 1
-    runs = [_run_context(run, f"run{i}", len(report.runs)) for i, run in enumerate(report.runs)]
+    contexts = {} if contexts is None else contexts
+    runs = []
+    for i, run in enumerate(report.runs):
+        state = (signature(run), i, len(report.runs))
+        if contexts.get(run.folder, (None, {}))[0] != state:
+            contexts[run.folder] = (state, _run_context(run, f"run{i}", len(report.runs)))
+        runs.append(contexts[run.folder][1])
     names = ", ".join(folder.resolve().name for folder in folders)
     html: str = _template().render(
         title=runs[0]["title"] if alone else names,
@@ -138,7 +153,7 @@ def _run_context(run: Run, name: str, count: int) -> dict[str, Any]:
         "title": title,
         "folder": str(run.folder),
         "state": run.state,
-        "summary": f"{run.state}, step {step}" + ("" if last is None else f", {labels.percent(last)}"),
+        "summary": f"{run.state}, step {step}, accuracy {labels.percent(last)}",
         "meaning": STATES.get(run.state, ""),
         "facts": {key: value for key, value in facts.items() if value},
         "progress": (run.steps, total) if run.state == "running" and total else None,

@@ -66,6 +66,17 @@ def read_run(run_dir: RunDir) -> Run:
     return Run(run_dir, result, "running" if held and held.alive else "killed")
 
 
+def signature(run: Run) -> tuple[object, ...]:
+    """Return what differs as soon as a file that a page shows does."""
+    marks: list[object] = [str(run.folder), run.state]
+    places = run.run_dir
+    for path in (places.result, places.metrics, places.per_class, places.log, places.samples):
+        if path.exists():
+            status = path.stat()
+            marks.append((status.st_mtime_ns, status.st_size))
+    return tuple(marks)
+
+
 def load_runs(roots: Sequence[Path]) -> list[Run]:
     """Return all runs below some folders, each once. Raises UserError for what is no folder."""
     runs: dict[str, Run] = {}

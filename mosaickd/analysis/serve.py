@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
-from mosaickd.analysis.page import render_page
-from mosaickd.analysis.runs import Run, load_runs
+from mosaickd.analysis.page import Contexts, render_page
+from mosaickd.analysis.runs import Run, load_runs, signature
 from mosaickd.analysis.table import build_report
 from mosaickd.errors import UserError
 
@@ -26,6 +26,7 @@ class Pages:
         self.folders, self.evaluation, self.everything = folders, evaluation, everything
         self.lock = Lock()
         self.version, self.html = "", b""
+        self.contexts: Contexts = {}
 
     def newest_version(self) -> str:
         """Return what differs as soon as a file that the page shows does."""
@@ -38,21 +39,13 @@ class Pages:
             version = _version(runs)
             if version != self.version:
                 report = build_report(runs, self.evaluation, self.everything)
-                self.html = render_page(report, self.folders, version).encode()
+                self.html = render_page(report, self.folders, version, self.contexts).encode()
                 self.version = version
             return self.version, self.html
 
 
 def _version(runs: Sequence[Run]) -> str:
-    marks: list[object] = []
-    for run in runs:
-        places = run.run_dir
-        marks += [str(run.folder), run.state]
-        for path in (places.result, places.metrics, places.per_class, places.log, places.samples):
-            if path.exists():
-                status = path.stat()
-                marks.append((status.st_mtime_ns, status.st_size))
-    return hashlib.sha256(repr(marks).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([signature(run) for run in runs]).encode()).hexdigest()[:16]
 
 
 class Handler(BaseHTTPRequestHandler):

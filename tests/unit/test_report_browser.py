@@ -157,7 +157,8 @@ def test_a_served_page_follows_the_run_and_keeps_its_readers_place(
         until(
             lambda: browser.execute_script(
                 "return document.querySelector('main').textContent.includes('40 of 60')"
-                " && document.querySelector('output')?.textContent === '20' && window.scrollY === 400"
+                " && document.querySelector('output')?.textContent === '20'"
+                " && window.scrollY === 400"
             )
         )
         assert find(browser, "input[type=range]").get_attribute("max") == "3"
