@@ -15,10 +15,10 @@ from rich.table import Table
 
 from mosaickd.config.schema import CONF, register
 from mosaickd.config.validation import validate
-from mosaickd.engine.device import choose_device, describe
+from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.launch import versions
-from mosaickd.report import console
+from mosaickd.analysis import console
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -119,7 +119,7 @@ def finish(
         "benchmark": benchmark,
         "measures": measures,
         "overrides": sorted(arguments.overrides),
-        "device": describe(choose_device(cfg.device)),
+        "device": describe_device(choose_device(cfg.device)),
         "versions": versions(),
     }
     baseline: Baseline | None = arguments.compared

@@ -31,7 +31,7 @@ from mosaickd.cli import main_guard
 from mosaickd.data.loader import TestBatches
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.checkpoint import CheckpointWriter, save_checkpoint
-from mosaickd.engine.device import choose_device, describe
+from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.methods.base import Stream
 
@@ -140,7 +140,7 @@ def time_evaluation(
     seconds = []
     for _ in range(3):
         start = now(ours.device)
-        evaluate(ours.parts.student, batches, autocast=ours.trainer.autocast)
+        evaluate(ours.components.student, batches, autocast=ours.trainer.autocast)
         seconds.append(now(ours.device) - start)
     report.add(f"evaluation: {len(test)} images", min(seconds), len(test))
 
@@ -180,9 +180,11 @@ def time_checkpoint(
             for _ in range(5):
                 start = now(ours.device)
                 state = {
-                    "game": ours.trainer.state_dict(),
+                    "trainer": ours.trainer.state_dict(),
                     "loaders": ours.sampler.state_dict(),
-                    "stateful": {k: v.state_dict() for k, v in ours.parts.shared_rng.items()},
+                    "shared_rng": {
+                        k: v.state_dict() for k, v in ours.components.shared_rng.items()
+                    },
                 }
                 wait = write(path, state)
                 held.append(now(ours.device) - start)
@@ -248,7 +250,7 @@ def main() -> None:
         time_startup(cfg, arguments, report)
 
     table = Table(title=f"around the iterations of {cfg.method.name}, "
-                        f"batch {cfg.train.batch_size}, {describe(device)}")  # fmt: skip
+                        f"batch {cfg.train.batch_size}, {describe_device(device)}")  # fmt: skip
     columns = ["what", "ms", "images/s"] + (["baseline/this"] if arguments.compared else [])
     for column in columns:
         table.add_column(column)

@@ -22,7 +22,7 @@ from benchmarks.subject import MODES, Ours, now, random_images, release
 from mosaickd.cli import main_guard
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.device import choose_device
-from mosaickd.report import console
+from mosaickd.analysis import console
 
 TOP = 25
 

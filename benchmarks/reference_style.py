@@ -72,31 +72,31 @@ def _kd(method: KD, optimizer: torch.optim.Optimizer) -> Callable[[Next], None]:
     return iterate
 
 
-def _mosaic(game: MosaicKD, optimizer: torch.optim.Optimizer) -> Callable[[Next], None]:
+def _mosaic(method: MosaicKD, optimizer: torch.optim.Optimizer) -> Callable[[Next], None]:
     def adam(module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0.5, 0.999))
 
-    generator, discriminator = adam(trainer.generator), adam(trainer.discriminator)
+    generator, discriminator = adam(method.generator), adam(method.discriminator)
     schedules = [_cosine(each) for each in (optimizer, discriminator, generator)]
 
     def iterate(following: Next) -> None:
         real = following("real")
-        fakes = trainer.generate()
-        on_fakes = patch_gan_loss(trainer.discriminator(fakes.detach()), authentic=False)
-        on_reals = patch_gan_loss(trainer.discriminator(real), authentic=True)
-        _step(discriminator, trainer.local * (on_fakes + on_reals) / 2)
+        fakes = method.generate()
+        on_fakes = patch_gan_loss(method.discriminator(fakes.detach()), authentic=False)
+        on_reals = patch_gan_loss(method.discriminator(real), authentic=True)
+        _step(discriminator, method.local * (on_fakes + on_reals) / 2)
 
-        teacher, student = trainer.teacher(fakes), trainer.student(fakes)
-        loss = -trainer.adv * kl_divergence(student, teacher)
-        loss = loss + trainer.align * label_alignment(teacher)
-        loss = loss + trainer.local * patch_gan_loss(trainer.discriminator(fakes), authentic=True)
-        _step(generator, loss + trainer.balance * class_balance(teacher))
+        teacher, student = method.teacher(fakes), method.student(fakes)
+        loss = -method.adv * kl_divergence(student, teacher)
+        loss = loss + method.align * label_alignment(teacher)
+        loss = loss + method.local * patch_gan_loss(method.discriminator(fakes), authentic=True)
+        _step(generator, loss + method.balance * class_balance(teacher))
 
-        for _ in range(trainer.student_steps):
+        for _ in range(method.student_steps):
             with torch.no_grad():
-                images = torch.cat([trainer.generate(), following("student")])
-                teacher = trainer.teacher(images)
-            _distil(game, optimizer, images, teacher)
+                images = torch.cat([method.generate(), following("student")])
+                teacher = method.teacher(images)
+            _distil(method, optimizer, images, teacher)
         for schedule in schedules:
             schedule.step()
 

@@ -27,7 +27,7 @@ from benchmarks.harness import compose_config, finish, number, parse, parser
 from benchmarks.runs import RUN, Runs, metrics_of, temporary_runs
 from benchmarks.subject import Ours, random_images
 from mosaickd.cli import main_guard
-from mosaickd.engine.device import choose_device, describe
+from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.metric_names import SECONDS_PER_STEP
 
@@ -144,7 +144,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)  # what the device's description tells
 
     table = Table(title=f"{cfg.method.name}, {cfg.teacher.name} to {cfg.student.name}, batch "
-                        f"{cfg.train.batch_size} in all, {describe(device)} a process")  # fmt: skip
+                        f"{cfg.train.batch_size} in all, {describe_device(device)} a process")  # fmt: skip
     columns = ["processes", "s/iteration", "images/s", "speed-up", "efficiency", "all-reduce"]
     columns += ["baseline/this"] if arguments.compared else []
     for column in columns:

@@ -33,43 +33,49 @@ def main(overrides: list[str]) -> dict[str, float]:
     timed("import mosaickd", import_framework)
 
     from benchmarks.harness import compose_config
-    from mosaickd.build import build_players
-    from mosaickd.components import Parts
+    from mosaickd import teachers
+    from mosaickd.components import Components, build_components, build_players
     from mosaickd.engine.batch_sampler import BatchSampler
-    from mosaickd.engine.interruption import Interruption
+    from mosaickd.engine.device import set_up
     from mosaickd.engine.trainer import Trainer
-    from mosaickd.fit import Fit
-    from mosaickd.load_data import Gallery
+    from mosaickd.load_data import (
+        build_loaders,
+        build_test_batches,
+        count_train_images,
+        load_data,
+        predictor,
+    )
 
     cfg = timed("config", lambda: compose_config(overrides))
-    nowhere = Path("nowhere")  # nothing is written
-    fit = timed("settings", lambda: Fit(cfg, nowhere, Interruption(), None, {}, dict))
-    gallery = timed(
-        "images",
-        lambda: Gallery(cfg, device=fit.device, autocast=fit.autocast, check=lambda: None),
-    )
-    fit.gallery = gallery
+    compute = timed("settings", lambda: set_up(cfg.device, cfg.train))
+    device = compute.device
+    data = timed("images", lambda: load_data(cfg))
 
-    def networks() -> Trainer:
-        fit.parts = Parts(
+    def networks() -> tuple[Components, Trainer]:
+        components = build_components(
             cfg,
-            device=fit.device,
-            num_classes=len(gallery.test.classes),
-            instances=gallery.count_of("ood"),
+            device=device,
+            num_classes=len(data.test.classes),
+            instances=count_train_images(cfg, data),
             steps=1,
         )
-        fit.student, fit.teacher, fit.method = (
-            fit.parts.student,
-            fit.parts.teacher,
-            fit.parts.method,
-        )
-        return Trainer(fit.method, build_players(cfg, fit.method, 1), fit.autocast)
+        players = build_players(cfg, components.method, 1)
+        return components, Trainer(components.method, players, compute.autocast)
 
-    game = timed("networks", networks)
-    timed("teacher's accuracy", lambda: fit.prepare_teacher(None))
-    streams = fit.method.streams
+    components, trainer = timed("networks", networks)
+    teacher, method = components.teacher, components.method
+    file = teachers.TeacherFile(Path(cfg.teacher.checkpoint), None)
+    test_batches = build_test_batches(cfg, data, device)
+    timed(
+        "teacher's accuracy",
+        lambda: teachers.load_and_measure(cfg, teacher, file, data, test_batches, compute),
+    )
+    predict = predictor(cfg, data, teacher, device=device, autocast=compute.autocast)
     sampler = timed(
-        "loaders", lambda: BatchSampler(streams, gallery.loaders(streams, fit.teacher, fit.seed))
+        "loaders",
+        lambda: BatchSampler(
+            method.streams, build_loaders(cfg, data, method.streams, device, predict)
+        ),
     )
     trainer.train_mode()
     timed("first iteration", lambda: trainer.next_step(sampler))

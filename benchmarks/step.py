@@ -26,7 +26,7 @@ from benchmarks.roofline import Peaks, Work, measure_peaks, work_of
 from benchmarks.subject import MODES, Memory, Ours, Reference, Subject, random_images, release
 from mosaickd.cli import main_guard
 from mosaickd.data.source import ImageSet
-from mosaickd.engine.device import choose_device, describe
+from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 
 
@@ -179,7 +179,7 @@ def table_of(
 ) -> Table:
     title = (
         f"{cfg.method.name}, {cfg.teacher.name} to {cfg.student.name}, "
-        f"batch {cfg.train.batch_size}, {describe(session.device)}"
+        f"batch {cfg.train.batch_size}, {describe_device(session.device)}"
     )
     if arguments.reference_style:
         title += f"; reference's loaders: {session.reference_row['loader']}"

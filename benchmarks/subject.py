@@ -17,8 +17,7 @@ from omegaconf import DictConfig
 from benchmarks.reference_loader import ReferenceLoaders
 from benchmarks.reference_style import reference_iteration
 from benchmarks.roofline import Tally
-from mosaickd.build import build_players, derived_seed
-from mosaickd.components import Parts
+from mosaickd.components import build_components, build_players, derived_seed
 from mosaickd.data.loader import BalancedLoader, ResidentLoader
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.batch_sampler import BatchSampler
@@ -113,14 +112,14 @@ class Ours(Subject):
         cfg.train.compile, cfg.train.cuda_graph = MODES[mode]
         self.precision, autocast = autocast_for(self.device, cfg.train.precision)
         self.settle()
-        self.parts = Parts(
+        self.components = build_components(
             cfg,
             device=self.device,
             num_classes=len(images.classes),
             instances=len(images),
             steps=STEPS,
         )
-        method = self.method = self.parts.method
+        method = self.method = self.components.method
         self.trainer = Trainer(method, build_players(cfg, method, steps=STEPS), autocast)
         self.trainer.train_mode()
         self.sampler = BatchSampler(
@@ -132,12 +131,12 @@ class Ours(Subject):
         )
         self.captured = cfg.train.cuda_graph
         if self.captured:
-            self.play = CapturedStep(self.trainer, self.sampler, self.parts.generators)
+            self.play = CapturedStep(self.trainer, self.sampler, self.components.generators)
         else:
             self.play = lambda: self.trainer.next_step(self.sampler)
 
     def settle(self) -> None:
-        """As `mosaickd.fit` sets them."""
+        """Set torch's switches as `mosaickd.engine.device.set_up` does."""
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
         if self.device.type == "cuda":  # streams and graphs take the current device
@@ -197,14 +196,14 @@ class Reference(Subject):
         if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0):
             self.precision = "tf32"  # torch's default for convolutions, which the authors keep
         self.settle()
-        parts = Parts(
+        components = build_components(
             cfg,
             device=self.device,
             num_classes=len(images.classes),
             instances=len(images),
             steps=STEPS,
         )
-        self.method = parts.method
+        self.method = components.method
         self.loaders = ReferenceLoaders(cfg, self.method.streams, images, self.device, workers)
         iterate = reference_iteration(self.method)
         self.play = lambda: iterate(self.loaders)

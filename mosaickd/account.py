@@ -1,4 +1,4 @@
-"""Whether this machine knows an account at Weights & Biases; nothing here asks for one."""
+"""Whether this machine has an account at Weights & Biases; nothing here asks for one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def server() -> str:
-    """The address of W&B's server."""
+    """Return the address of W&B's server."""
     return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 def has_api_key() -> bool:
-    """In the environment, or where `wandb login` puts it."""
+    """Return whether there is a key in the environment, or where `wandb login` puts it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = server().split("//")[-1].split("/")[0]

@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mosaickd import report
+from mosaickd import analysis
 from mosaickd.cells import Cells
 from mosaickd.config.schema import CONF, SWEEPS, config_dirs, options
 from mosaickd.engine.interruption import Interrupted
@@ -154,7 +154,7 @@ class SweepSummary(Callback):
     @classmethod
     def show(cls) -> None:
         if cls.folder:
-            report.show_sweep(cls.folder)
+            analysis.show_sweep(cls.folder)
 
 
 def explain(error: Exception, arguments: list[str]) -> str:

@@ -21,7 +21,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mosaickd.config.schema import needs, plain
+from mosaickd.config.schema import required_inputs, to_plain
 from mosaickd.config.validation import ANNOTATIONS
 from mosaickd.data.loader import Normalize, random_crop_and_flip, usual_padding
 from mosaickd.engine import distributed
@@ -70,7 +70,7 @@ def build_components(
     instances: how many OOD images there are; steps: iterations of the run. Raises UserError where
     a network does not map an image of `dataset.image_size` to `num_classes` logits.
     """
-    inputs = needs(cfg)
+    inputs = required_inputs(cfg)
     image_size = int(cfg.dataset.image_size)
     example = torch.zeros(1, 3, image_size, image_size, device=device)
     normalize = Normalize(cfg.dataset.mean, cfg.dataset.std).to(device)
@@ -252,7 +252,7 @@ def build(node: DictConfig, **supplied: Any) -> Any:
     arrive as they were raised and `supplied` is handed over untouched.
     """
     accepted = parameters_of(node)
-    own = {k: v for k, v in plain(node).items() if k in accepted or k not in ANNOTATIONS}
+    own = {k: v for k, v in to_plain(node).items() if k in accepted or k not in ANNOTATIONS}
     try:
         factory = instantiate(own | {"_partial_": True}, _convert_="all")
         return factory(**supplied)

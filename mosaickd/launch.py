@@ -24,12 +24,12 @@ from mosaickd.components import (
     derived_seed,
 )
 from mosaickd.config.run_key import config_hash, run_key, variant
-from mosaickd.config.schema import images_of, needs
+from mosaickd.config.schema import required_inputs, training_source
 from mosaickd.config.validation import validate
 from mosaickd.data.broken import listing
 from mosaickd.engine import distributed
 from mosaickd.engine.batch_sampler import BatchSampler
-from mosaickd.engine.checkpoint import TorchRandom
+from mosaickd.engine.checkpoint import TorchRNG
 from mosaickd.engine.device import Compute, describe_device, out_of_memory, peak_memory_mb, set_up
 from mosaickd.engine.graph import CapturedStep
 from mosaickd.engine.interruption import Interrupted, Interruption
@@ -156,7 +156,7 @@ def launch(
                 interruption=interruption,
                 sample_logger=sample_logger,
                 shared_rng=components.shared_rng,
-                per_rank_rng={**components.per_rank_rng, "torch": TorchRandom()},
+                per_rank_rng={**components.per_rank_rng, "torch": TorchRNG()},
                 provenance=result.provenance,
             )
             train(cfg, run, loop, result, compute.device)
@@ -235,7 +235,7 @@ def input_paths(cfg: DictConfig) -> dict[str, str | None]:
 def new_result(cfg: DictConfig, previous: Result | None) -> Result:
     """Return the result of a run that begins; what an earlier session came to stays true."""
     result = previous or Result("", "", "", "", 0)
-    inputs, ood = needs(cfg), images_of(cfg) == "ood"
+    inputs, ood = required_inputs(cfg), training_source(cfg) == "ood"
     result.status = "preparing"
     result.method = cfg.method.name
     result.dataset = cfg.dataset.name
@@ -333,7 +333,7 @@ def report_finished(cfg: DictConfig, run: RunDir, result: Result, group: str | N
     log.info("%s is finished: nothing to do (force=true runs it anew)", run.path,
              extra={"console": not in_sweep})  # fmt: skip
     if distributed.is_rank0():
-        tracking.tell_again(cfg, run.path, result, group)
+        tracking.report_finished(cfg, run.path, result, group)
     result.skipped = True
     return result
 
@@ -348,16 +348,16 @@ def begin(
     run, broken = opened.run, data.broken
     result.status = "running"
     result.broken_images = {split: len(places) for split, places in broken.items()}
-    tracked_run = tracking.tracked(cfg, run.path, result, group)
+    tracked = tracking.tracked_run(cfg, run.path, result, group)
     if not distributed.is_rank0():
-        return NoTracker(run=tracked_run)
+        return NoTracker(run=tracked)
     check_run_lock(run.path)  # to prepare may have taken long
     opened.begin(result)
     if broken:
         write_atomically(run.broken, lambda file: file.write(listing(broken)))
     else:
         run.broken.unlink(missing_ok=True)
-    tracker: Tracker = build(cfg.tracker, run=tracked_run)
+    tracker: Tracker = build(cfg.tracker, run=tracked)
     return tracker
 
 
@@ -398,7 +398,7 @@ def train(
             metadata = {"model": cfg.student.name, "accuracy": loop.state.accuracy["last"]}
             save_weights(loop.student, run.student, metadata)
             loop.tracker.file(loop.state.step, "model", run.student)
-            tracking.show_classes(loop.tracker, run.path)
+            tracking.log_per_class(loop.tracker, run.path)
         status = "finished"
     except Interrupted:
         status = "interrupted"

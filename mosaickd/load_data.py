@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mosaickd.components import build, derived_seed
-from mosaickd.config.schema import images_of
+from mosaickd.config.schema import training_source
 from mosaickd.data.broken import Broken
 from mosaickd.data.loader import (
     BalancedLoader,
@@ -75,7 +75,7 @@ def load_data(cfg: DictConfig) -> RunData:
     where a batch is larger than the training images.
     """
     sources: dict[SourceName, Source] = {"dataset": build(cfg.dataset)}
-    train_source = images_of(cfg)
+    train_source = training_source(cfg)
     if train_source == "ood":
         sources["ood"] = build(cfg.ood)
         if sources["ood"].image_size != sources["dataset"].image_size:

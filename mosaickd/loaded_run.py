@@ -135,10 +135,10 @@ class LoadedRun:
     @cached_property
     def played(self) -> Any:
         """The method with its players as they were at the newest checkpoint, in eval mode."""
-        path = newest_readable(self.folder / "checkpoints" / "last.pt", look_only=True)
+        path = newest_readable(self.folder / "checkpoints" / "last.pt", read_only=True)
         if path is None:
             raise UserError(f"{self.folder} has no checkpoint, so no generator")
-        game = load_checkpoint(path)["game"]
+        game = load_checkpoint(path)["trainer"]
         method = self.parts.method
         try:
             for name, module in method.players.items():

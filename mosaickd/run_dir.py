@@ -214,6 +214,11 @@ class RunDir:
         content = read_json(self.per_class) or {}
         return list(content.get("classes", []))
 
+    def read_run_key(self) -> dict[str, Any]:
+        """Return the settings that decide what the run computes, or {}."""
+        content = read_json(self.run_key)
+        return content if isinstance(content, dict) else {}
+
     def read_config(self) -> dict[str, Any]:
         """Return the run's whole config as Hydra has composed it, or {}."""
         return _read_yaml(self.config, dict)
@@ -221,6 +226,16 @@ class RunDir:
     def read_overrides(self) -> list[str]:
         """Return the overrides of the run's command, or []."""
         return _read_yaml(self.overrides, list)
+
+    def read_log_tail(self, lines: int = 40) -> str:
+        """Return the last lines of run.log, or ""."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 2**14))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
 
     def sample_paths(self) -> list[Path]:
         """Return the pictures of samples, in the order of their steps."""

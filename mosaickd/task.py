@@ -125,8 +125,8 @@ def release_job(error: BaseException | None) -> None:
 
 def show_run(folder: Path) -> Any:
     """Print what the run came to."""
-    from mosaickd import report
+    from mosaickd import analysis
     from mosaickd.programs import ignore_broken_pipe
 
     with ignore_broken_pipe():
-        report.show_run(folder)
+        analysis.show_run(folder)

@@ -21,7 +21,7 @@ from mosaickd.config.validation import validate
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Inside, `asked`, `composed` and `check` work."""
+    """Inside, `compose_config`, `composed`, `check` and `cells` work."""
     config.register()
     GlobalHydra.instance().clear()
     try:
@@ -31,8 +31,8 @@ def composing() -> Iterator[None]:
         HydraConfig.instance().cfg = None
 
 
-def asked(*overrides: str) -> DictConfig:
-    """The config, as if a program had asked for it: there is no command line to look at."""
+def compose_config(*overrides: str) -> DictConfig:
+    """The config, as a program asks for it: there is no command line to look at."""
     return compose("config", overrides=list(overrides))
 
 

@@ -1,5 +1,4 @@
-"""Which runs are the same run: those whose settings compute the same. And which of them are
-their method's own recipe."""
+"""Which runs are the same run, and which follow their method's own recipe."""
 
 from __future__ import annotations
 
@@ -11,34 +10,20 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mosaickd.config.schema import CONF, given_overrides, images_of, needs, options, plain
+from mosaickd.config.schema import (
+    CONF,
+    given_overrides,
+    options,
+    required_inputs,
+    to_plain,
+    training_source,
+)
 
 #: Settings of `train` that say how a run is watched, not what it computes.
 WATCHING = {"eval_every", "checkpoint_every", "log_every", "check_every", "eval_batch_size"}
 
 #: Settings of `train` that say how a run computes, and change no more than roundings.
 COMPUTING = {"precision", "channels_last", "compile", "cuda_graph", "deterministic"}
-
-
-def run_key(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that decide what a run computes: two runs that agree here are the same run."""
-    keys = {"dataset", "student", "method", "players", "train", "seed"}
-    keys |= needs(cfg) & {"teacher", "generator", "discriminator"}
-    if (source := images_of(cfg)) is not None:
-        keys.add(source)
-    if source == "ood" and cfg.ood_subset:
-        keys |= {"ood_subset", "ood_subset_size"}
-    content = plain(cfg)
-    chosen = {key: content[key] for key in sorted(keys)}
-    for images in chosen.keys() & {"dataset", "ood"}:
-        # What these decide stands elsewhere; or, of broken images, in the images alone.
-        for hint in ("recipe", "train_size", "max_broken"):
-            chosen[images].pop(hint, None)
-        if not chosen[images]["reader"].get("follow_links"):  # older runs had no such setting
-            chosen[images]["reader"].pop("follow_links", None)
-    chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in WATCHING}
-    return chosen
-
 
 #: Overrides that choose a row and column of a table, or how a run is computed and watched; every
 #: other one makes it another experiment than the recipe of its method.
@@ -51,30 +36,53 @@ PLAIN_OVERRIDES = re.compile(
     rf"train\.({'|'.join(sorted(WATCHING | COMPUTING))})="
 )
 
+#: Groups that name a run, and the folders in conf/ of their choices.
+NAMING_GROUPS = {"method": "method", "dataset": "dataset", "ood": "dataset", "teacher": "model",
+                 "student": "model"}  # fmt: skip
 
-#: Groups whose choices are told apart by their names, and where ours lie.
-CHOSEN = {"method": "method", "dataset": "dataset", "ood": "dataset", "teacher": "model",
-          "student": "model"}  # fmt: skip
+
+def run_key(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that decide what a run computes: where they agree, it is the same run."""
+    keys = {"dataset", "student", "method", "players", "train", "seed"}
+    keys |= required_inputs(cfg) & {"teacher", "generator", "discriminator"}
+    if (source := training_source(cfg)) is not None:
+        keys.add(source)
+    if source == "ood" and cfg.ood_subset:
+        keys |= {"ood_subset", "ood_subset_size"}
+    content = to_plain(cfg)
+    key = {name: content[name] for name in sorted(keys)}
+    for images in key.keys() & {"dataset", "ood"}:
+        # Other settings carry out the recipe and the size; broken images show in the images alone.
+        for name in ("recipe", "train_size", "max_broken"):
+            key[images].pop(name, None)
+        if not key[images]["reader"].get("follow_links"):  # hashes in result.json lack it
+            key[images]["reader"].pop("follow_links", None)
+    key["train"] = {k: v for k, v in key["train"].items() if k not in WATCHING}
+    return key
+
+
+def config_hash(key: dict[str, Any]) -> str:
+    """Return 12 hex digits of a run's key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def variant(cfg: DictConfig) -> str | None:
-    """How the run's command departs from its method's recipe; None where it doesn't."""
+    """Return how the command departs from its method's recipe; None where it doesn't."""
     if not HydraConfig.initialized():
         return None
-    given = {override.partition("=")[0]: override for override in given_overrides()}  # the last
-    departing = [o for o in given.values() if not PLAIN_OVERRIDES.match(o) or _poses(cfg, o)]
+    overrides = {override.partition("=")[0]: override for override in given_overrides()}  # the last
+    departing = [
+        override
+        for override in overrides.values()
+        if not PLAIN_OVERRIDES.match(override) or _borrows_name(cfg, override)
+    ]
     return ", ".join(sorted(departing)) or None
 
 
-def _poses(cfg: DictConfig, override: str) -> bool:
-    """Whether it chooses a file of the user's own that bears the name of one of ours."""
+def _borrows_name(cfg: DictConfig, override: str) -> bool:
+    """Return whether it chooses a file of the user's own that bears the name of one of ours."""
     group, _, choice = override.partition("=")
-    if group not in CHOSEN or choice == "null":
+    if group not in NAMING_GROUPS or choice == "null":
         return False
-    ours = options(CONF / CHOSEN[group])
+    ours = options(CONF / NAMING_GROUPS[group])
     return choice not in ours and (cfg[group] or {}).get("name") in ours
-
-
-def config_hash(chosen: dict[str, Any]) -> str:
-    """12 hex digits of the identity."""
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]

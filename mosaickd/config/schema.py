@@ -1,6 +1,6 @@
-"""The config's shape: group aliases, the schema of what builds nothing, and what its sections name.
+"""The shape of a config: its root, `train`, the aliases of groups, and what its sections ask for.
 
-Torch is imported once a `_target_` is looked at, not before: `python run.py --cfg job` answers at
+Nothing here imports torch before a `_target_` is looked up: `python run.py --cfg job` answers at
 once.
 """
 
@@ -12,21 +12,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
-from mosaickd.config import trust
 from mosaickd.config.targets import resolve
+from mosaickd.constraints import Count
 from mosaickd.engine.settings import TrainSettings
 from mosaickd.methods.inputs import INPUTS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SWEEPS = CONF.parent / "sweeps"
 
-#: What the launcher adds when it builds a node, beyond what the YAML says.
+#: Arguments that the launcher adds when it builds a section, beyond what the YAML says.
 SUPPLIED = {
     "dataset": set[str](),
     "reader": {"root", "split", "image_size", "max_broken"},
@@ -38,6 +39,9 @@ SUPPLIED = {
     "schedule": {"optimizer", "steps"},
     "tracker": {"run"},
 }
+
+
+# Hydra reads the plain types of these dataclasses; the ranges are mosaickd.config.validation's.
 
 
 class TeacherMissing(StrEnum):
@@ -63,8 +67,8 @@ class Root:
     tracker: Any = None
     cell: str = ""
     ood_subset: bool = False
-    ood_subset_size: int | None = None
-    seed: int = 0
+    ood_subset_size: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     device: str = "auto"
     force: bool = False
     teacher_missing: TeacherMissing = TeacherMissing.train
@@ -73,7 +77,7 @@ class Root:
 
 
 def register() -> None:
-    """Make `schema`, `teacher=`, `student=` and `ood=` known to Hydra.
+    """Make the schema, `teacher=`, `student=` and `ood=` known to Hydra.
 
     The three are groups of their own that choose from conf/model and conf/dataset, also from
     those of a folder given with --config-dir. (A bare `model@teacher` in the defaults list would
@@ -81,7 +85,6 @@ def register() -> None:
     """
     # `${when:FLAG,TEXT}`, in names of folders: TEXT, or nothing.
     OmegaConf.register_new_resolver("when", lambda flag, text: text if flag else "", replace=True)
-    trust.install()
     store = ConfigStore.instance()
     store.store(name="schema", node=Root)
     for folder in [CONF, *config_dirs(sys.argv)]:
@@ -93,11 +96,12 @@ def register() -> None:
 
 
 def options(folder: Path) -> list[str]:
-    """The choices that a group's folder offers; files with a leading underscore are parts."""
+    """Return the choices that a group's folder offers; a leading underscore marks a part."""
     return sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
 
 
 def config_dirs(arguments: list[str]) -> Iterable[Path]:
+    """Yield the folders that a command line gives with --config-dir."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if before in ("--config-dir", "-cd"):
             yield Path(argument)
@@ -105,33 +109,33 @@ def config_dirs(arguments: list[str]) -> Iterable[Path]:
             yield Path(argument.partition("=")[2])
 
 
-# ----------------------------------------------------------------------------- what a config says
+# ---------------------------------------------------------------------------- reading a config
 
 
-def needs(cfg: DictConfig) -> set[str]:
-    """The parts that the method plays with, read off its constructor's signature."""
+def required_inputs(cfg: DictConfig) -> set[str]:
+    """Return what the method must be given, read off its constructor's signature."""
     target = target_of(cfg.method, "method")
     return SUPPLIED["method"] & set(inspect.signature(target).parameters)
 
 
-def images_of(cfg: DictConfig) -> Literal["dataset", "ood"] | None:
-    """Which image source the method trains on, if on any: its class says so."""
+def training_source(cfg: DictConfig) -> Literal["dataset", "ood"] | None:
+    """Return which images the method trains on, if on any, as its class says."""
     return getattr(target_of(cfg.method, "method"), "source", "ood")
 
 
 def target_of(node: Any, path: str) -> Callable[..., Any]:
-    """What a section's `_target_` names. path: where it stands, for the messages."""
+    """Return what a section's `_target_` names. path: the section, for the messages."""
     return resolve(node._target_, f"{path}._target_")
 
 
 def given_overrides() -> list[str]:
-    """The overrides of the command line, as NAME=VALUE; what is taken away (~ood) is null."""
+    """Return the overrides of the command line, as NAME=VALUE; what is deleted (~ood) is null."""
     task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return [o.lstrip("+~") if "=" in o else f"{o.lstrip('~')}=null" for o in task]
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config as nested dicts, lists, numbers and texts."""
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as nested dicts, lists, numbers and strings."""
     content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}

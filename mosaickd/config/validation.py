@@ -1,6 +1,6 @@
-"""What is wrong with a config, said before anything is built.
+"""Check a config before anything is built.
 
-Sections with a `_target_` are bound against the constructor's signature: its names, its types and
+Sections with a `_target_` are compared with the constructor's signature: its names, its types and
 the ranges in its annotations are the schema (docs/decisions/0004-settings-ranges-in-signatures.md).
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
+import os
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,13 +18,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mosaickd.config.schema import SUPPLIED, Root, given_overrides, images_of, needs, target_of
+from mosaickd.config.schema import (
+    SUPPLIED,
+    Root,
+    given_overrides,
+    required_inputs,
+    target_of,
+    training_source,
+)
 from mosaickd.config.targets import check_targets, resolve
-from mosaickd.constraints import LARGEST, TOO_LARGE, Count, NonNegative, Range
-from mosaickd.engine.settings import TrainSettings
-from mosaickd.errors import UserError, nearest
+from mosaickd.config.values import check_value, describe_unknown
+from mosaickd.constraints import Count, NonNegative
+from mosaickd.errors import UserError
 
-#: Keys beside `_target_` that are not constructor arguments: who reads them, and what they are.
+#: Keys beside `_target_` that are not constructor arguments: who reads them, and their types.
 ANNOTATIONS: dict[str, Any] = {
     "name": str,  # the run's folder and result
     "checkpoint": str | None,  # mosaickd.teachers: weights of a teacher
@@ -34,7 +41,7 @@ ANNOTATIONS: dict[str, Any] = {
 }
 RECIPE = {"epochs": Count, "batch_size": Count, "lr": NonNegative, "weight_decay": NonNegative}
 
-#: What a section builds.
+#: What the sections of each kind must build.
 KINDS = {
     "dataset": "mosaickd.data.source.Source",
     "method": "mosaickd.methods.base.Method",
@@ -43,209 +50,143 @@ KINDS = {
     "schedule": "torch.optim.lr_scheduler.LRScheduler",
     **dict.fromkeys(("model", "generator", "discriminator"), "torch.nn.Module"),
 }
-
-#: What no function may make: what is asked of these is read off the class.
-CLASSES = {"dataset", "method", "tracker"}
-
-#: How many arguments it is called with by position.
-POSITIONAL = {"optimizer": 1, "schedule": 2}
+#: Kinds whose target must be a class, not a function: the launcher reads class attributes.
+CLASSES_ONLY = {"dataset", "method", "tracker"}
 
 
 def validate(cfg: DictConfig) -> None:
-    """Raise a UserError for the first setting that can't be meant."""
+    """Raise a UserError for the first wrong setting. Build nothing, and read no images."""
     try:
-        _validate(cfg)
-    except OmegaConfBaseException as error:  # interpolations, settings taken away
+        content = _resolve(cfg)
+        check_targets(content, _trusted_packages(cfg))
+        _check_dataclass(content, Root)
+        _check_target(cfg.method, "method", "method")
+        if HydraConfig.initialized():  # first, for an ablation's settings are unknown elsewhere
+            _check_command_line(cfg)
+        _check_sections(cfg)
+        _check_players(cfg)
+        _check_combinations(cfg)
+    except OmegaConfBaseException as error:  # interpolations, deleted settings
         raise UserError(" ".join(str(error).split())) from error
 
 
-def _validate(cfg: DictConfig) -> None:
-    # All but `cell`, a text made of the names of parts that may be missing, which is told below.
-    content = {key: cfg[key] for key in cfg if key != "cell"}
-    resolved = {
-        key: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
-        for key, part in content.items()
+def _resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config's content; not `cell`, whose names of parts are only checked later."""
+    return {"cell": ""} | {
+        str(key): OmegaConf.to_container(cfg[key], resolve=True, enum_to_str=True)
+        if OmegaConf.is_config(cfg[key])
+        else cfg[key]
+        for key in cfg
+        if key != "cell"
     }
-    check_targets(resolved, cfg.get("allow_targets", []))
-    _check_overrides(cfg)
-    _check_root(cfg)
-    check_node(cfg.method, "method", "method")
-    if images_of(cfg) == "ood" and cfg.ood is None:
+
+
+def _trusted_packages(cfg: DictConfig) -> Sequence[str]:
+    """Return `allow_targets`, which only the command line may set."""
+    packages = list(cfg.get("allow_targets", []))
+    if not packages or not HydraConfig.initialized():
+        return packages
+    if not any(override.startswith("allow_targets=") for override in given_overrides()):
         raise UserError(
-            f"method={cfg.method.name} distils from out-of-domain images and there are none: "
-            "choose some with ood=NAME (data-free methods: dfq, dafl, zskt, deepinv)"
+            f"allow_targets={packages} is set in a YAML file, which can't vouch for itself: "
+            f"give it on the command line, allow_targets=[{','.join(packages)}]"
         )
-    kinds = {"dataset": "dataset", "ood": "dataset", "teacher": "model", "student": "model"}
-    for name in ("dataset", "ood", "teacher", "student"):
-        if name != "ood" or cfg.ood is not None:
-            check_node(cfg[name], name, kinds[name])
-    for name in ("method", *kinds):
-        if cfg[name] is not None and cfg[name].get("name") is None:
+    return packages
+
+
+# -------------------------------------------------------------------------------- root and train
+
+
+def _check_dataclass(values: dict[str, Any], schema: type, path: str = "") -> None:
+    """Compare the root, or `train`, with its dataclass: names, types and ranges."""
+    hints = typing.get_type_hints(schema, include_extras=True)
+    for key in values:
+        if key not in hints:
+            raise UserError(describe_unknown(f"{path}{key}", hints))
+    for key, hint in hints.items():
+        if key not in values:
+            raise UserError(f"{path}{key} is missing: it can be changed, but not deleted")
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            _check_dataclass(values[key], hint, f"{path}{key}.")
+        else:
+            check_value(values[key], hint, f"{path}{key}")
+
+
+# -------------------------------------------------------------------------------------- sections
+
+
+def _check_sections(cfg: DictConfig) -> None:
+    sections = {"method": "method", "dataset": "dataset", "student": "model", "teacher": "model"}
+    if cfg.ood is not None:
+        sections["ood"] = "dataset"
+    for name, kind in sections.items():
+        check_section(cfg[name], name, kind)
+        if cfg[name].get("name") is None:
             raise UserError(f"{name}.name is missing: folders are called by it")
+    for part in sorted(required_inputs(cfg) & {"generator", "discriminator"}):
+        check_section(cfg[part], part, part)
+    check_section(cfg.tracker, "tracker", "tracker")
     for key, value in (cfg.dataset.get("recipe") or {}).items():
         if key not in RECIPE:
-            raise UserError(unknown(f"dataset.recipe.{key}", RECIPE))
-        if problem := violation(value, RECIPE[key]):
-            raise UserError(f"dataset.recipe.{key} {problem}, got {value!r}")
-    for part in needs(cfg) & {"generator", "discriminator"}:
-        check_node(cfg[part], part, part)
-    if "latents" in needs(cfg) and (
-        problem := violation((cfg.generator or {}).get("latent_dim"), Count)
-    ):
-        raise UserError(f"generator.latent_dim {problem}: method={cfg.method.name} draws the noise")
-    if cfg.student.get("checkpoint") is not None:
-        raise UserError(
-            "student.checkpoint has no effect: a student starts from random weights. "
-            "teacher.checkpoint=FILE gives the teacher its weights"
-        )
-    _check_players(cfg)
-    check_node(cfg.tracker, "tracker", "tracker")
+            raise UserError(describe_unknown(f"dataset.recipe.{key}", RECIPE))
+        check_value(value, RECIPE[key], f"dataset.recipe.{key}")
 
 
-def _check_root(cfg: DictConfig) -> None:
-    """What builds nothing: its names, and ranges."""
-    known = [setting.name for setting in dataclasses.fields(Root)]
-    for key in cfg:
-        if key not in known:
-            raise UserError(unknown(str(key), known))
-    if missing := sorted(set(known) - {str(key) for key in cfg}):
-        raise UserError(f"{missing[0]} is missing: it can be changed, and not be taken away")
-    if not 0 <= cfg.seed < 2**62:
-        raise UserError(f"seed must be between 0 and 2**62, got {cfg.seed}")
-    for setting in dataclasses.fields(TrainSettings):
-        value = cfg.train[setting.name]
-        bounds = setting.metadata.get("range")
-        if value is not None and bounds and (problem := bounds.violation(value)):
-            raise UserError(f"train.{setting.name} {problem}, got {value}")
-    if cfg.train.steps is None and cfg.train.epochs is None:
-        raise UserError("train.steps and train.epochs are both null: say how long to train")
-    if cfg.ood_subset_size is not None and cfg.ood_subset_size < 1:
-        raise UserError(f"ood_subset_size must be at least 1, got {cfg.ood_subset_size}")
+def check_section(node: Any, path: str, kind: str) -> None:
+    """Compare one section with the signature of its `_target_`.
 
-
-def _check_players(cfg: DictConfig) -> None:
-    players = cfg.players or {}
-    if not OmegaConf.is_dict(players) and players:
-        raise UserError(f"players must have a section for each player, got {players!r}")
-    for player in cfg.train.sync_batch_norm:
-        if player not in players:
-            raise UserError(
-                f"train.sync_batch_norm names {player!r}, and method={cfg.method.name} has the "
-                f"players {', '.join(players)}"
-            )
-    for player, node in players.items():
-        if not OmegaConf.is_dict(node):
-            raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
-        for part in node:
-            if part not in ("optimizer", "schedule"):
-                raise UserError(unknown(f"players.{player}.{part}", ["optimizer", "schedule"]))
-            check_node(node[part], f"players.{player}.{part}", part)
-
-
-def check_node(node: Any, path: str, kind: str) -> None:
-    """Bind one section against its `_target_`. path: where it stands, for the messages."""
-    if not OmegaConf.is_dict(node) or "_target_" not in node:
-        raise UserError(f"{path} must be a section with a _target_, got {node!r}")
-    target = target_of(node, path)
-    try:
-        signature = inspect.signature(target)
-    except ValueError as error:  # of some functions written in C
-        raise UserError(f"{path}._target_: {node._target_} doesn't say what it takes") from error
-    hints = _hints(target)
+    path: where it stands, for the messages. kind: a key of KINDS, or "reader", or "part".
+    """
+    target = _check_target(node, path, kind)
+    parameters = inspect.signature(target).parameters
     supplied = SUPPLIED.get(kind, set())
-    expected = KINDS.get(kind)
-    if expected and not _is_kind(target, expected, or_makes_one=kind not in CLASSES):
-        raise UserError(f"{path}._target_: {node._target_} is no {kind}: no {expected}")
-    accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    lacking = supplied - set(signature.parameters) - {"max_broken"}  # it may do without
-    if kind == "reader" and lacking:
-        raise UserError(
-            f"{path}._target_: {node._target_} is no reader: it does not take {sorted(lacking)}"
-        )
-    places = [p.kind for p in signature.parameters.values() if p.kind < p.KEYWORD_ONLY]
-    if len(places) < POSITIONAL.get(kind, 0) and inspect.Parameter.VAR_POSITIONAL not in places:
-        raise UserError(f"{path}._target_: {node._target_} is no {kind}")
     accepted = [
         name
-        for name, p in signature.parameters.items()
+        for name, p in parameters.items()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in supplied
     ]
-    given = {k for k in node if k not in ("_target_", "_partial_", "_convert_")}
-    annotations = {k: v for k, v in ANNOTATIONS.items() if k not in accepted}
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = {"_partial_": bool, "_convert_": Any} | ANNOTATIONS | _type_hints(target)
     values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
-    if not isinstance(values.get("_partial_", False), bool):
-        raise UserError(f"{path}._partial_ must be true or false, got {values['_partial_']!r}")
-    for key in sorted(given):
-        if key not in accepted and key not in annotations and not accepts_any:
-            raise UserError(unknown(f"{path}.{key}", accepted))
-        value = values[key]
+    for key in sorted(values.keys() - {"_target_"}):
+        value, place = values[key], f"{path}.{key}"
+        if key not in accepted and key not in hints.keys() - parameters.keys() and not accepts_any:
+            raise UserError(describe_unknown(place, accepted))
         if value == "???":
-            raise UserError(f"{path}.{key} has no value: give one, {path}.{key}=...")
+            raise UserError(f"{place} has no value: give one, {place}=...")
         if isinstance(value, dict) and "_target_" in value:
-            check_node(node[key], f"{path}.{key}", "reader" if key == "reader" else "part")
-        elif problem := violation(value, annotations.get(key, hints.get(key, Any))):
-            raise UserError(f"{path}.{key} {problem}, got {value!r}")
+            check_section(node[key], place, "reader" if key == "reader" else "part")
+        else:
+            check_value(value, hints.get(key, Any), place)
     for name in accepted:
-        if signature.parameters[name].default is inspect.Parameter.empty and name not in given:
-            if node.get("_partial_") and kind != "reader":  # who calls it may add what is missing
-                continue
+        required = parameters[name].default is inspect.Parameter.empty and name not in values
+        # Whoever calls a partial may add what is missing.
+        if required and (kind == "reader" or not values.get("_partial_")):
             raise UserError(f"{path}.{name} is missing: {node._target_} needs it")
 
 
-def violation(value: Any, hint: Any) -> str | None:
-    """What is wrong with `value` for an annotation, in words that follow a setting's name."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        problem = violation(value, arguments[0])
-        for bounds in arguments[1:]:
-            if problem is None and isinstance(bounds, Range):
-                problem = bounds.violation(value)
-        return problem
-    if origin in (typing.Union, types.UnionType):
-        # Foreign classes (Tensor) can't be written in YAML: they excuse nothing where a type
-        # that can be is an option too.
-        known = [a for a in arguments if a in _PLAIN or typing.get_origin(a)] or arguments
-        problems = [violation(value, option) for option in known]
-        return None if None in problems else next(p for p in problems if p)
-    if origin is typing.Literal:
-        return None if value in arguments else f"must be one of {', '.join(map(str, arguments))}"
-    if origin in (list, tuple, typing.Sequence) or origin in _SEQUENCES:
-        if not isinstance(value, list):
-            return "must be a list"
-        return next((p for item in value if (p := violation(item, arguments[0]))), None)
-    if origin is Callable:  # a part that the section builds
-        return "must be a section with a _target_"
-    if hint is type(None):
-        return None if value is None else "must be null"
-    if hint in (int, float) and isinstance(value, int) and abs(value) >= LARGEST:
-        return TOO_LARGE
-    if hint is dict:
-        return None if isinstance(value, dict) else "must be a section"
-    if hint is float:
-        ok = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if ok else "must be a number"
-    if hint is int:
-        ok = isinstance(value, int) and not isinstance(value, bool)
-        return None if ok else "must be a whole number"
-    if hint is bool:
-        return None if isinstance(value, bool) else "must be true or false"
-    if hint is str:
-        return None if isinstance(value, str) else "must be a text"
-    return None
+def _check_target(node: Any, path: str, kind: str) -> Callable[..., Any]:
+    """Return what a section builds. Raise where it builds nothing, or another kind of thing."""
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise UserError(f"{path} must be a section with a _target_, got {node!r}")
+    target, place = target_of(node, path), f"{path}._target_: {node._target_}"
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError as error:  # of some functions written in C
+        raise UserError(f"{place} has no signature to check") from error
+    if kind == "reader" and (lacking := SUPPLIED["reader"] - {"max_broken"} - parameters.keys()):
+        raise UserError(f"{place} is no reader: it does not take {sorted(lacking)}")
+    if kind in KINDS:
+        expected: Any = resolve(KINDS[kind], path)
+        fits = issubclass(target, expected) if inspect.isclass(target) else kind not in CLASSES_ONLY
+        if not fits:
+            raise UserError(f"{place} is no {kind}: no {KINDS[kind]}")
+    return target
 
 
-_PLAIN = (float, int, bool, str, type(None))
-_SEQUENCES = {typing.get_origin(typing.Sequence[int]), typing.get_origin(Iterable[int])}
-
-
-def _is_kind(thing: Any, expected: str, or_makes_one: bool) -> bool:
-    kind = resolve(expected, "")
-    assert inspect.isclass(kind)
-    return issubclass(thing, kind) if inspect.isclass(thing) else or_makes_one
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Return what a target's arguments are annotated with, by name.
+def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return what the target's arguments are annotated with, by name.
 
     A dataclass is asked itself: its `__init__` would look up the annotations of inherited fields
     in the wrong module.
@@ -254,49 +195,90 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(target) and not dataclasses.is_dataclass(target):
         annotated = target.__init__
     try:
-        return typing.get_type_hints(annotated, include_extras=True)
-    except Exception:  # annotations of foreign code that don't resolve: names still bind
+        hints = typing.get_type_hints(annotated, include_extras=True)
+    except Exception:  # annotations of foreign code that don't resolve: names are still checked
         return {}
+    return {name: hint for name, hint in hints.items() if name != "return"}
 
 
-def _check_overrides(cfg: DictConfig) -> None:
-    """Refuse what the command line says and the run would ignore."""
-    if not HydraConfig.initialized():
-        return
-    hydra = HydraConfig.get()
-    given = given_overrides()
-    keys = {override.partition("=")[0].partition("@")[0] for override in given}
-    if hydra.mode == RunMode.MULTIRUN:
-        keys.discard("ood.root")  # of a sweep, some cells may need it and others not
-    if hydra.runtime.choices.get("ablation") and "discriminator" not in needs(cfg):
+def _check_players(cfg: DictConfig) -> None:
+    players = cfg.players or {}
+    if not OmegaConf.is_dict(players) and players:
+        raise UserError(f"players must have a section for each player, got {players!r}")
+    for player, node in players.items():
+        if not OmegaConf.is_dict(node):
+            raise UserError(f"players.{player} must have an optimizer and a schedule, got {node!r}")
+        for part in node:
+            place = f"players.{player}.{part}"
+            if part not in ("optimizer", "schedule"):
+                raise UserError(describe_unknown(place, ["optimizer", "schedule"]))
+            check_section(node[part], place, part)
+    for player in cfg.train.sync_batch_norm:
+        if player not in players:
+            raise UserError(
+                f"train.sync_batch_norm names {player!r}, and method={cfg.method.name} has the "
+                f"players {', '.join(players)}"
+            )
+
+
+# ----------------------------------------------------------------------- settings beside each other
+
+
+def _check_combinations(cfg: DictConfig) -> None:
+    method = f"method={cfg.method.name}"
+    inputs = required_inputs(cfg)
+    if cfg.train.steps is None and cfg.train.epochs is None:
+        raise UserError("train.steps and train.epochs are both null: say how long to train")
+    if training_source(cfg) == "ood" and cfg.ood is None:
         raise UserError(
-            f"ablation= changes the game of MosaicKD, and method={cfg.method.name} plays another: "
+            f"{method} distils from out-of-domain images and there are none: "
+            "choose some with ood=NAME (data-free methods: dfq, dafl, zskt, deepinv)"
+        )
+    if "latents" in inputs:
+        check_value((cfg.generator or {}).get("latent_dim"), Count, "generator.latent_dim")
+    if cfg.student.get("checkpoint") is not None:
+        raise UserError(
+            "student.checkpoint has no effect: a student starts from random weights. "
+            "teacher.checkpoint=FILE gives the teacher its weights"
+        )
+    weights = cfg.teacher.get("checkpoint")
+    if (
+        "teacher" in inputs
+        and weights is not None
+        and not os.path.isfile(os.path.expanduser(weights))
+    ):
+        raise UserError(
+            f"teacher.checkpoint: there is no file {weights}. teacher.checkpoint=null takes the "
+            f"teacher from {cfg.teachers_dir}, where it is trained if it is missing"
+        )
+
+
+def _check_command_line(cfg: DictConfig) -> None:
+    """Refuse overrides that the run would ignore."""
+    choices, method = HydraConfig.get().runtime.choices, f"method={cfg.method.get('name')}"
+    overrides = given_overrides()
+    keys = {override.partition("=")[0].partition("@")[0] for override in overrides}
+    inputs = required_inputs(cfg)
+    if choices.get("ablation") and "discriminator" not in inputs:
+        raise UserError(
+            f"ablation= changes the game of MosaicKD, and {method} plays another: "
             "leave one of them out"
         )
-    if hydra.runtime.choices.get("pair") and (both := keys & {"teacher", "student"}):
+    if choices.get("pair") and (both := sorted(keys & {"teacher", "student"})):
         raise UserError(
-            f"pair= chooses teacher and student, so {both.pop()}= can't be given beside it: "
-            "two cells would share a folder. Give one or the other"
+            f"pair= chooses teacher and student, so {both[0]}= can't be given beside it: "
+            "two jobs would share a folder. Give one or the other"
         )
-    used = needs(cfg) | {"dataset", "student", images_of(cfg)}
-    for part in ("teacher", "ood"):
-        said = {k for k in keys if k == part or k.startswith((f"{part}.", f"{part}_subset"))}
-        if part not in used and said and f"{part}=null" not in given:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        keys.discard("ood.root")  # some jobs of a sweep may need it and others not
+    used = inputs | {str(training_source(cfg))}
+    for part, reason in {"teacher": "has no teacher", "ood": "uses no ood images"}.items():
+        ignored = [k for k in keys if k == part or k.startswith((f"{part}.", f"{part}_subset"))]
+        if part not in used and ignored and f"{part}=null" not in overrides:
             raise UserError(
-                f"{said.pop()} has no effect with method={cfg.method.name}, which uses no {part} "
-                "images: leave it out"
-                if part == "ood"
-                else f"{said.pop()} has no effect with method={cfg.method.name}, which has no "
-                "teacher: leave it out"
+                f"{min(ignored)} has no effect with {method}, which {reason}: leave it out"
             )
     if cfg.ood_subset_size is not None and "ood_subset_size" in keys and not cfg.ood_subset:
         raise UserError(
             "ood_subset_size has no effect without ood_subset=true: give both, or leave it out"
         )
-
-
-def unknown(path: str, accepted: Iterable[str]) -> str:
-    """An error message for a key that nobody reads, with the nearest names that someone does."""
-    key = path.rpartition(".")[2]
-    accepted = sorted(accepted)
-    return f"{path} is unknown{nearest(key, accepted)}; accepted here: {', '.join(accepted)}"

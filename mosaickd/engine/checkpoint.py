@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the one before kept, read without executing code."""
+"""Write checkpoints atomically and in a thread; read them without running code."""
 
 from __future__ import annotations
 
@@ -14,118 +14,134 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mosaickd import torch_file
 from mosaickd.errors import UserError
 from mosaickd.files import write_atomically
+from mosaickd.torch_io import load_torch_file
 
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """The newest checkpoint; what was the newest until now is kept beside it.
-
-    state: tensors, numbers, texts, lists and dicts of these.
-    """
-    content = io.BytesIO()  # torch.save would hide what went wrong with the file: a full disk, say
-    torch.save(state, content)
-    write_atomically(path, lambda file: file.write(content.getbuffer()), before(path))
-
-
-def before(path: Path) -> Path:
-    """Where the checkpoint lies that was the newest before the one at `path`."""
+def previous(path: Path) -> Path:
+    """Return where the checkpoint before the one at `path` lies."""
     return path.with_name(f"previous{path.suffix}")
 
 
 def exist(path: Path) -> bool:
-    """Whether there is a checkpoint to go on from, be it the one before the newest."""
-    return path.exists() or before(path).exists()
+    """Return whether there is a checkpoint to resume from, the newest or the one before."""
+    return path.exists() or previous(path).exists()
 
 
-def newest_readable(path: Path, *, look_only: bool = False) -> Path | None:
-    """The checkpoint to go on from; None where there is none.
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, and keep the one that was the newest until now as the previous one.
 
-    A damaged newest one is put aside, which the log says, and the one before it taken. Raises
-    UserError where none can be read; nothing is removed. look_only: nothing is put aside either.
+    state: tensors, numbers, texts, lists and dicts of these.
     """
-    reasons = []
-    for candidate in (path, before(path)):
+    buffer = io.BytesIO()  # torch.save hides why a file can't be written, such as a full disk
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()), previous(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU. Raise UserError, which names the file, where it is damaged."""
+    try:
+        state = load_torch_file(path)
+        if not isinstance(state, dict) or "trainer" not in state:
+            raise ValueError("not a checkpoint of this framework")
+    except ValueError as error:
+        raise UserError(f"{path} can't be read as a checkpoint ({error})") from error
+    return state
+
+
+def newest_readable(path: Path, *, read_only: bool = False) -> Path | None:
+    """Return the checkpoint to resume from, or None where there is none.
+
+    Where the newest is damaged, rename it, warn, and return the one before it. read_only: rename
+    nothing. Raise UserError where there are checkpoints and none can be read.
+    """
+    errors = []
+    for candidate in (path, previous(path)):
+        if not candidate.exists():
+            continue
         try:
-            if candidate.exists():
-                load_checkpoint(candidate)
-                break
+            load_checkpoint(candidate)
         except UserError as error:
-            reasons.append(str(error))
-    else:
-        if reasons:
-            raise UserError(
-                f"{'; '.join(reasons)}. There is no other checkpoint (nothing was deleted): start "
-                "the run anew with force=true, or choose another hydra.run.dir=FOLDER"
-            )
-        return None
-    if reasons and not look_only:
-        aside = path.with_name(f"damaged{path.suffix}")
-        os.replace(path, aside)
-        log.warning("%s. The run goes on from the checkpoint before it; the damaged one is kept as "
-                    "%s", reasons[0], aside)  # fmt: skip
-    return candidate
+            errors.append(str(error))
+            continue
+        if errors and not read_only:
+            damaged = path.with_name(f"damaged{path.suffix}")
+            os.replace(path, damaged)
+            log.warning("%s. The run goes on from the checkpoint before it; the damaged one is "
+                        "kept as %s", errors[0], damaged)  # fmt: skip
+        return candidate
+    if errors:
+        raise UserError(
+            f"{'; '.join(errors)}. There is no other checkpoint (nothing was deleted): start the "
+            "run anew with force=true, or choose another hydra.run.dir=FOLDER"
+        )
+    return None
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread of its own: the loop waits for a copy in memory, not for
-    the disk. One at a time; the next waits for the one before it."""
+    """Write checkpoints in a thread: training waits for a copy in memory, not for the disk.
+
+    One at a time; a second `save` waits for the first. on_written: called by that thread with each
+    state that has reached the disk.
+    """
 
     def __init__(
-        self, path: Path, written: Callable[[dict[str, Any]], None] = lambda state: None
+        self, path: Path, on_written: Callable[[dict[str, Any]], None] = lambda state: None
     ) -> None:
-        """written: called, by that thread, with each state that has reached the disk."""
         self.path = path
-        self.written = written
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
-        self._readable = False  # as the first one has shown
+        self.on_written = on_written
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._verified = False
 
     def save(self, state: dict[str, Any]) -> None:
-        """Copy `state` as it is now, and have it written. Raises what the last writing raised."""
+        """Copy `state` as it is now, and start writing it. Raise what the last writing raised."""
         self.wait()
         copied = snapshot(state)
-        done = torch.cuda.Event() if torch.cuda.is_initialized() else None
-        if done is not None:  # the copies out of the device are under way
-            done.record()
+        copies_done = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if copies_done is not None:
+            copies_done.record()
 
         def write() -> None:
-            if done is not None:
-                done.synchronize()
+            if copies_done is not None:
+                copies_done.synchronize()
             save_checkpoint(self.path, copied)
-            if not self._readable:  # a method's state may hold what no checkpoint can
+            if not self._verified:  # a method's state may hold what no checkpoint can
                 load_checkpoint(self.path)
-                self._readable = True
-            self.written(copied)
+                self._verified = True
+            self.on_written(copied)
 
-        self._writing = self._thread.submit(write)
+        self._pending = self._executor.submit(write)
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises what writing it raised."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        """Wait until the last checkpoint is on the disk. Raise what writing it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
+        """Wait for the last checkpoint, and end the thread."""
         try:
             self.wait()
         finally:
-            self._thread.shutdown()
+            self._executor.shutdown()
 
 
 def snapshot(state: Any) -> Any:
-    """A copy on the host that later steps don't change. CUDA tensors go to pinned memory without
-    waiting: synchronise before reading."""
+    """Return a copy on the host that later steps don't change.
+
+    CUDA tensors are copied to pinned memory without waiting: synchronise before reading them.
+    """
     if isinstance(state, Tensor):
         if not state.is_cuda:
             return state.clone()
         pinned = torch.empty_like(state, device="cpu", pin_memory=True)
         return pinned.copy_(state, non_blocking=True)
     if isinstance(state, dict):
-        copied = copy.copy(state)  # with what a module's state says of its version
+        copied = copy.copy(state)  # a module's state dict has its version as an attribute
         for name, value in state.items():
             copied[name] = snapshot(value)
         return copied
@@ -136,19 +152,8 @@ def snapshot(state: Any) -> Any:
     return state
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises a UserError that names a file which is corrupt, truncated or not a checkpoint."""
-    try:
-        state = torch_file.load(path)
-        if not isinstance(state, dict) or "trainer" not in state:
-            raise torch_file.Unreadable("not a checkpoint of this framework")
-    except torch_file.Unreadable as error:
-        raise UserError(f"{path} can't be read as a checkpoint ({error})") from error
-    return state
-
-
-class TorchRandom:
-    """PyTorch's own random numbers (dropout in a user's model), on the CPU and this CUDA device."""
+class TorchRNG:
+    """Save and restore PyTorch's default generators, of the CPU and of this CUDA device."""
 
     def state_dict(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}
@@ -162,5 +167,5 @@ class TorchRandom:
             torch.cuda.set_rng_state(state["cuda"])
 
     def reseed(self, step: int) -> None:
-        """Other numbers than the run began with, decided by its seed and `step`."""
+        """Start other random numbers than the run's first, decided by its seed and `step`."""
         torch.manual_seed((torch.initial_seed() + 1_000_003 * step) % 2**63)

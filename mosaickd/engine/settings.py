@@ -1,12 +1,11 @@
-"""Settings of the loop (`train.*`). No torch here: `python run.py --help` and `--cfg` read this."""
+"""Settings of the training (`train.*`). No torch here: `python run.py --cfg job` reads them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
-from mosaickd.constraints import Range
+from mosaickd.constraints import Count, Positive
 
 
 class Precision(StrEnum):
@@ -17,25 +16,20 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
-def setting(default: Any, **bounds: Any) -> Any:
-    """A dataclass field with its range in the metadata, where `mosaickd.config.validation` finds it."""
-    return field(default=default, metadata={"range": Range(**bounds)} if bounds else {})
-
-
 @dataclass
 class TrainSettings:
     """How long, how big, how often; and how it computes. Counts are in iterations."""
 
-    batch_size: int = setting(256, low=1)
-    epochs: int | None = setting(None, low=1)
-    epoch_steps: int | None = setting(None, low=1)  # iterations; null: one pass over the images
-    steps: int | None = setting(None, low=1)  # iterations; fewer than `epochs` makes: cut short
-    eval_every: int | None = setting(None, low=1)  # null: once an epoch
-    checkpoint_every: int | None = setting(None, low=1)  # null: as often as it evaluates
-    log_every: int = setting(20, low=1)
-    check_every: int = setting(20, low=1)  # within so many a loss that is not finite stops the run
-    eval_batch_size: int = setting(500, low=1)
-    clip: float | None = setting(None, low=0, above=True)  # a turn's largest gradient norm
+    batch_size: Count = 256
+    epochs: Count | None = None
+    epoch_steps: Count | None = None  # null: one pass over the images
+    steps: Count | None = None  # fewer than `epochs` makes: cut short
+    eval_every: Count | None = None  # null: once an epoch
+    checkpoint_every: Count | None = None  # null: as often as it evaluates
+    log_every: Count = 20
+    check_every: Count = 20  # within so many a loss that is not finite stops the run
+    eval_batch_size: Count = 500
+    clip: Positive | None = None  # a turn's largest gradient norm
     precision: Precision = Precision.auto
     channels_last: bool = True
     compile: bool = False

@@ -2,85 +2,75 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
-from mosaickd.account import has_api_key, server
+from mosaickd.account import has_api_key
 from mosaickd.constraints import Positive
-from mosaickd.engine.wandb_process import OUTBOX
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, printable
 from mosaickd.files import read_json, write_json
 from mosaickd.metric_names import SAMPLES, STEP, TIME, TOP1
 from mosaickd.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
-GRACE = 30.0  # seconds beyond W&B's own timeouts, after which its process is taken for hung
-INTERRUPTED = 10.0  # seconds that a run which was asked to stop still waits
-#: What an agent of a W&B sweep says to the run that it starts, and which no other run may hear.
-AGENTS = ("WANDB_SWEEP_", "WANDB_RUN_ID")
-BUNDLE = 1000  # records that are handed over together
-BACKLOG = 10_000  # records that W&B may be behind
-#: How wandb says, on the terminal only, that not all was sent, or that its service has crashed.
-COMPLAINT = re.compile(r"^(?:wandb: (?:WARNING|ERROR) |(?=panic: ))(.*?)\.?$", re.MULTILINE)
+GRACE = 15.0  # seconds beyond W&B's own timeouts, after which it is taken for hung
+INTERRUPTED = 10.0  # seconds that an interrupted run waits for uploads
+TEARDOWN = 5.0  # seconds for W&B's service to end
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackedRun:
     """The run that a tracker follows."""
 
     folder: Path
-    settings: dict[str, Any]  # the whole config
+    config: dict[str, Any]  # the whole config
     name: str  # the run in a few words
-    group: str | None = None  # what it is one of: a sweep, the training of teachers
+    group: str | None = None  # the sweep, or "teachers"
     job_type: str | None = None  # the method
-    tags: tuple[str, ...] = ()  # what to find it by: images, teacher and student
-    asked_for: bool = True  # whether the command was for this run, or it needs this one: a teacher
+    tags: tuple[str, ...] = ()  # images, teacher and student
+    requested: bool = True  # False: a teacher that is trained because another run needs it
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What the loop asks of a tracker. It is built with `run`, a `Tracked`, and its settings."""
+    """What the trainer calls. Built with `run`, a `TrackedRun`, and its settings in the config."""
 
     def resume(self, step: int) -> None:
-        """The run goes on after `step`, 0 for its beginning. metrics.jsonl and samples/ in its
-        folder have what was logged up to there, by an earlier session."""
+        """Continue after `step`, 0 for a new run. Earlier metrics and samples are in its folder."""
 
     def log(self, step: int, record: dict[str, Any]) -> None:
-        """Metrics of a step by their names in `metric_names`: numbers, and lists of counts."""
+        """Log metrics by their names in `metric_names`: numbers, and lists of counts."""
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """A picture that was written at `path`."""
+        """Log the picture at `path`."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """What the end of a run has to say of many things at once."""
+        """Log a table, at the end of a run."""
 
     def file(self, step: int, kind: str, path: Path) -> None:
-        """A file was written whole at `path`: a checkpoint, or a model (the student). Of
-        checkpoints the thread that writes them tells, while the run goes on."""
+        """Take a file that is complete: kind "checkpoint" (called from the thread that writes
+        them, while training goes on) or "model" (the student)."""
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
-        """The run's last word. status: finished, interrupted or failed."""
+        """End the tracking. status: finished, interrupted or failed."""
 
 
 class NoTracker:
-    """Keeps nothing: metrics.jsonl and samples/ in the run's folder are all there is."""
+    """Track nothing: metrics.jsonl and samples/ in the run's folder have it all."""
 
-    def __init__(self, *, run: Tracked) -> None: ...
+    def __init__(self, *, run: TrackedRun) -> None: ...
     def resume(self, step: int) -> None: ...
     def log(self, step: int, record: dict[str, Any]) -> None: ...
     def image(self, step: int, name: str, path: Path) -> None: ...
@@ -90,16 +80,14 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Weights & Biases; offline where there is no API key, and never with a prompt.
+    """Log to Weights & Biases; offline where there is no API key, and never with a prompt.
 
-    Nothing that happens to W&B ends, blocks or alters a run. It lives in a process of its own
-    (`wandb_process.py`), for which a run waits at the start, at the end, and never in between. A
-    server that can't be used leaves the run offline, any other trouble ends the tracking; either
-    is one warning. A mistake (no wandb, a project's name that W&B refuses) is a UserError.
+    A failure of W&B is one warning and ends the tracking, never the run. So wandb is called in a
+    thread of its own: training never waits for it, and its start and its end have deadlines.
+    Raises UserError where wandb is not installed, or refuses a setting.
 
-    The run's id lies in the run's folder, so that a resumed run continues the same curve; what W&B
-    lacks of it a session gives first (docs/decisions/0020). A run that an agent of a W&B sweep has
-    started takes the id that the agent gives it, and goes where the agent says.
+    The run's id is kept in its folder, so that a resumed run continues its curve (docs/metrics.md).
+    A trial of a W&B sweep takes its id and project from its agent.
     tags: beside those of every run. log_checkpoints: each checkpoint, and at the end the student,
     become artifacts. init_timeout, finish_timeout: seconds for W&B's server to answer, and to take
     what is left.
@@ -108,7 +96,7 @@ class WandbTracker:
     def __init__(
         self,
         *,
-        run: Tracked,
+        run: TrackedRun,
         project: str = "mosaickd",
         entity: str | None = None,
         tags: list[str] | None = None,
@@ -116,247 +104,250 @@ class WandbTracker:
         init_timeout: Positive = 30.0,
         finish_timeout: Positive = 60.0,
     ) -> None:
-        self.folder = run.folder.absolute()
+        self.run_dir = RunDir(run.folder.absolute())
         self.log_checkpoints = log_checkpoints
         self.finish_timeout = finish_timeout
-        self.lock = threading.RLock()  # checkpoints come from a thread of their own
-        self.process: Subprocess | None = None  # as long as W&B is followed
-        self.files: Path | None = None  # where W&B keeps this session
-        self.config = run.settings
-        # A trial of a W&B sweep: its agent says what it is called and where it goes.
-        trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-        self.trial = trial if run.asked_for else None
-        self.run_id = self.trial or _run_id(run.folder / "wandb.json")
-        where = {"project": project, "entity": entity, "run_id": self.run_id}
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(AGENTS)}
-        if self.trial:
-            elsewhere = {"WANDB_PROJECT": project} | ({"WANDB_ENTITY": entity} if entity else {})
-            self.environment = elsewhere | dict(os.environ)
-        self.about: dict[str, Any] = {
-            **({} if self.trial else where),
+        self._wandb: Any = None  # the module
+        self._run: Any = None  # wandb's
+        self._step, self._row = 0, dict[str, Any]()  # the last step, which is not sent yet
+        self._messages = Messages()
+        self._failed = False
+        self._fail_lock = threading.Lock()
+        self._jobs: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
+        settings = {
+            "mode": mode,
+            "resume": "allow" if mode == "online" else None,
             "run_name": run.name,
             "run_group": run.group,
             "run_job_type": run.job_type,
-            # W&B takes 64 characters; a tag of the user's that is longer is a mistake to be told.
-            "run_tags": [*dict.fromkeys((*(tag[:64] for tag in run.tags), *(tags or ())))] or None,
-            "root_dir": str(self.folder),
-            "program": sys.argv[0],
-            "x_stats_pid": os.getpid(),  # whose memory and processors W&B draws
+            # W&B takes 64 characters
+            "run_tags": [*dict.fromkeys([*(tag[:64] for tag in run.tags), *(tags or ())])] or None,
+            "root_dir": str(self.run_dir.path),
             "silent": True,
             "console": "off",
             "init_timeout": init_timeout,
             "finish_timeout": finish_timeout,
             "finish_timeout_raises": True,
         }
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
-        trouble = self.begin(mode)
-        if trouble and mode == "online":
-            reason, trouble = trouble, self.begin("offline")
-            if not trouble:
-                log.warning("%s can't be used: %s. The run goes on offline; `wandb sync %s` sends "
-                            "it later", server(), reason, self.files)  # fmt: skip
-        if trouble:
-            self.give_up(trouble)
-
-    def begin(self, mode: str) -> str:
-        """Start a process and wait until W&B's run has begun. -> the trouble with it, or ""."""
-        about = {**self.about, "mode": mode, "resume": "allow" if mode == "online" else None}
-        script = Path(__file__).with_name("wandb_process.py")
+        agents = {"WANDB_SWEEP_ID", "WANDB_RUN_ID"}
+        self._is_trial = run.requested and agents <= os.environ.keys()
+        if self._is_trial:  # its agent has set the rest
+            self.run_id = os.environ["WANDB_RUN_ID"]
+        else:
+            self.run_id = _read_run_id(self.run_dir.tracker_id)
+            settings |= {"project": project, "entity": entity, "run_id": self.run_id}
+        threading.Thread(target=self._work, daemon=True, name="wandb").start()
         try:
-            process = Subprocess(script, self.environment)
-        except OSError as error:
-            return f"its process can't be started ({error})"
-        try:
-            process.send({"settings": about, "config": self.config, "argv": sys.argv})
-            answer = process.answer(about["init_timeout"] + GRACE)
-        except BaseException:  # the run was asked to stop
-            process.kill()
+            self._wait(lambda: self._begin(settings, run.config), init_timeout + GRACE)
+        except BaseException:  # also where the run was asked to stop
+            self._close()
             raise
-        if "begun" in answer:
-            self.process, self.files = process, Path(answer["begun"])
-            return ""
-        process.kill()
-        if "missing" in answer:
-            raise UserError(
-                f"tracker=wandb: wandb can't be imported ({answer['missing']}); pip install wandb, "
-                "or choose tracker=none"
-            )
-        if "mistake" in answer:
-            raise UserError(f"W&B refuses a setting (tracker.*, WANDB_*): {answer['mistake']}")
-        return _trouble(answer, process.printed())
+        if self._failed:
+            self._close()
+
+    # ------------------------------------------------------------------ called by the trainer
 
     def resume(self, step: int) -> None:
-        """Give W&B what it lacks of the run so far. A session on its own server lacks what was not
-        sent; an offline one lacks all, as `wandb sync` puts each in the place of the one before."""
-        orders: list[dict[str, Any]] = []
-        for line in RunDir(self.folder).read_metrics() if step else []:
-            at, when = line.pop(STEP), line.pop(TIME, None)
-            orders.append({"step": at, "record": line} | ({"time": when} if when else {}))
-            picture = RunDir(self.folder).sample(at)
-            if TOP1 in line and picture.is_file():
-                orders.append({"step": at, "image": SAMPLES, "path": str(picture)})
-        for first in range(0, len(orders), BUNDLE):
-            self.send({"orders": orders[first : first + BUNDLE]})
+        """Log again what earlier sessions have logged. An online run skips what its server has; an
+        offline one needs all, as `wandb sync` puts the last session in the place of others."""
+        for record in self.run_dir.read_metrics() if step else []:
+            at = record.pop(STEP)
+            if TIME in record:
+                record["_timestamp"] = record.pop(TIME)
+            self.log(at, record)
+            if TOP1 in record and self.run_dir.sample(at).is_file():
+                self.image(at, SAMPLES, self.run_dir.sample(at))
 
     def log(self, step: int, record: dict[str, Any]) -> None:
-        self.send({"step": step, "record": record})
+        self._submit(lambda: self._log(step, record))
 
     def image(self, step: int, name: str, path: Path) -> None:
-        self.send({"step": step, "image": name, "path": str(path.absolute())})
+        self._submit(lambda: self._log(step, {name: self._wandb.Image(str(path))}))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self.send({"table": name, "columns": list(columns), "rows": [list(row) for row in rows]})
+        def log_table() -> None:
+            self._send()  # first: a table becomes an artifact, which may fail where numbers don't
+            table = self._wandb.Table(list(columns), [list(row) for row in rows])
+            self._run.log({name: table}, step=self._step)
+
+        self._submit(log_table)
 
     def file(self, step: int, kind: str, path: Path) -> None:
-        """An artifact with the run's name. W&B takes it later than now, when another file may lie
-        at `path`: it is given a name of its own for as long."""
-        if not self.log_checkpoints or self.process is None or self.files is None:
+        """Make the file a version of an artifact with the run's id."""
+        if not self.log_checkpoints or self._failed:
             return
-        kept = self.files / OUTBOX / f"{kind}-step{step}{path.suffix}"
         try:
-            kept.parent.mkdir(exist_ok=True)
-            kept.unlink(missing_ok=True)
-            try:
-                os.link(path, kept)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(path, kept)
-        except OSError as error:
-            log.warning("%s does not become an artifact: %s", path, error)
-            return
-        name = f"{kind}-{self.run_id}"
-        self.send({"step": step, "artifact": name, "kind": kind, "path": str(kept),
-                   "file": path.name})  # fmt: skip
+            artifact = self._wandb.Artifact(f"{kind}-{self.run_id}", kind, metadata={"step": step})
+            artifact.add_file(str(path), path.name, skip_cache=True)  # copies: the next replaces it
+        except Exception as error:
+            self._fail(error)
+        else:
+            aliases = ["latest", f"step{step}"]
+            self._submit(lambda: self._run.log_artifact(artifact, aliases=aliases))
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
-        """Wait until W&B has taken all, but not for long where someone waits for an end."""
-        self.send({"finish": status, "summary": summary})
-        if self.process is None:
+        """Wait until W&B has taken all, but not for long where the run was asked to stop."""
+        limit = INTERRUPTED if status == "interrupted" else self.finish_timeout + GRACE
+        self._wait(lambda: self._finish(status, summary), limit)
+        self._close()
+
+    # ------------------------------------------------------------------ the thread
+
+    def _submit(self, job: Callable[[], Any]) -> Future[None]:
+        future: Future[None] = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def _work(self) -> None:
+        for future, job in iter(self._jobs.get, None):
+            try:
+                if not self._failed:
+                    job()
+                future.set_result(None)
+            except UserError as error:
+                future.set_exception(error)
+            except (Exception, SystemExit) as error:
+                self._fail(error)
+                future.set_result(None)
+
+    def _wait(self, job: Callable[[], None], seconds: float) -> None:
+        if self._failed:
             return
-        process = self.process
-        seconds = self.finish_timeout + GRACE
-        if status == "interrupted":
-            seconds = min(INTERRUPTED, seconds)
-        process.close()
-        answer = process.answer(seconds)
-        if not answer and status == "interrupted":  # it closes its files, within its own time
-            self.give_up(f"not everything was sent within {seconds:g} s", ended=False)
-        elif answer != {"ended": 0} or COMPLAINT.search(process.printed()):
-            process.kill()
-            self.give_up(_trouble(answer, process.printed()))
-        self.process = None
-
-    def send(self, order: dict[str, Any]) -> None:
-        """Hand over, unless W&B is in trouble."""
-        with self.lock:
-            if self.process is None:
-                return
-            if answer := self.process.answer(0):
-                self.give_up(_trouble(answer, self.process.printed()))
-            elif self.process.waiting() > BACKLOG:
-                self.process.kill()
-                self.give_up(f"it has stopped taking records; {BACKLOG} are waiting")
-            else:
-                self.process.send(order)
-
-    def give_up(self, trouble: str, ended: bool = True) -> None:
-        """The one warning; from here on the run is without W&B."""
-        self.process = None
-        if self.files and ended:
-            shutil.rmtree(self.files / OUTBOX, ignore_errors=True)
-        online = "" if "offline-run-" in str(self.files) else "--include-online "
-        sync = f", and `wandb sync {online}{self.files}` sends what W&B has of it"
-        log.warning("W&B: %s. The run is not affected: %s has all numbers%s",
-                    trouble, self.folder / "metrics.jsonl", sync if self.files else "")  # fmt: skip
-
-
-class Subprocess:
-    """A script in a process of its own: orders in, answers out, one JSON object a line.
-
-    Sending never waits and never fails. The last answer is {"ended": exit code}.
-    """
-
-    def __init__(self, script: Path, environment: dict[str, str] | None = None) -> None:
-        self._stderr = tempfile.TemporaryFile("a+", errors="replace")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the run alone
-        )
-        self._orders: SimpleQueue[str | None] = SimpleQueue()
-        self._answers: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        for work in (self._write, self._read):
-            threading.Thread(target=work, daemon=True).start()
-
-    def send(self, order: dict[str, Any]) -> None:
-        self._orders.put(json.dumps(order, default=str, skipkeys=True))
-
-    def answer(self, seconds: float) -> dict[str, Any]:
-        """The next answer; {} where there is none within so many seconds."""
         try:
-            return self._answers.get(timeout=seconds)
-        except Empty:
-            return {}
+            self._submit(job).result(seconds)
+        except TimeoutError:
+            self._fail(TimeoutError(f"no answer within {seconds:g} s"))
 
-    def printed(self) -> str:
-        """What it has written to stderr."""
-        self._stderr.seek(0)
-        return self._stderr.read()
+    def _fail(self, error: BaseException) -> None:
+        """Give the one warning; from here on the run is without W&B."""
+        with self._fail_lock:
+            if self._failed:
+                return
+            self._failed = True
+        reason = [*self._messages.warnings, f"{type(error).__name__}: {error}"][0].rstrip(".")
+        sync = ""
+        if self._run:
+            online = "" if self._run.offline else "--include-online "
+            sync = f", and `wandb sync {online}{self._run.sync_dir}` sends what W&B has of it"
+        log.warning("W&B: %s. The run is not affected: %s has all numbers%s",
+                    printable(reason), self.run_dir.metrics, sync)  # fmt: skip
 
-    def waiting(self) -> int:
-        """Orders that were not taken yet."""
-        return self._orders.qsize()
+    def _close(self) -> None:
+        """End W&B's service. The first thing that this does is to remove wandb's hook at Python's
+        exit, which would wait for the service without a deadline."""
+        self._failed = True
+        self._jobs.put(None)
 
-    def close(self) -> None:
-        """No more orders."""
-        self._orders.put(None)
+        def teardown() -> None:
+            with suppress(Exception, SystemExit):  # the service may be gone
+                import wandb
 
-    def kill(self) -> None:
-        self._process.kill()
-        self.close()
+                wandb.teardown(exit_code=1)
 
-    def _write(self) -> None:
-        assert self._process.stdin
-        with contextlib.suppress(OSError), self._process.stdin as stdin:  # it may be gone
-            for order in iter(self._orders.get, None):
-                stdin.write(f"{order}\n".encode())
-                stdin.flush()
+        thread = threading.Thread(target=teardown, daemon=True)
+        thread.start()
+        thread.join(TEARDOWN)
 
-    def _read(self) -> None:
-        assert self._process.stdout
-        with self._process.stdout as stdout:
-            for line in stdout:
-                self._answers.put(json.loads(line))
-        self._answers.put({"ended": self._process.wait()})
-        self.close()
+    # ------------------------------------------------------------------ called in the thread
+
+    def _begin(self, settings: dict[str, Any], config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            if error.name != "wandb":
+                raise
+            raise UserError(
+                "tracker=wandb: wandb is not installed; pip install wandb, or choose tracker=none"
+            ) from error
+        self._wandb = wandb
+        exit_function, excepthook = sys.exit, sys.excepthook
+        try:
+            try:
+                session = wandb.setup(wandb.Settings(**settings))
+            except (ValueError, wandb.errors.UsageError) as error:
+                reason = printable(str(error))
+                raise UserError(f"W&B refuses a setting (tracker.*, WANDB_*): {reason}") from error
+            if not self._is_trial:  # of a sweep, if an agent has started this process
+                session.settings.sweep_id = session.settings.sweep_param_path = None
+            wandb.termsetup(wandb.Settings(silent=True), self._messages)
+            run = wandb.init(config=None if self._is_trial else config)
+        finally:
+            sys.exit, sys.excepthook = exit_function, excepthook  # wandb has replaced them
+        if self._is_trial:  # wandb has put what the agent chose into the config
+            run.config.update(_without(config, set(run.config.keys())))
+        self._messages.warnings.clear()  # what hinders wandb from starting it raises
+        run.summary["status"] = "running"  # not what an earlier session came to
+        self._run, self._step = run, run.starting_step
+        if run.offline and not has_api_key():
+            log.info("W&B is offline, without an API key; `wandb sync %s` sends the run later",
+                     run.sync_dir)  # fmt: skip
+
+    def _log(self, step: int, record: dict[str, Any]) -> None:
+        """Collect all that belongs to a step: W&B takes no step twice."""
+        if step < self._step:
+            return  # its server has it from an earlier session
+        if step > self._step:
+            self._send()
+            self._step = step
+        for name, value in record.items():
+            self._row[name] = self._histogram(value) if isinstance(value, list) else value
+
+    def _send(self) -> None:
+        row, self._row = self._row, {}
+        if row:
+            self._run.log(row, step=self._step)
+
+    def _histogram(self, counts: list[int]) -> Any:
+        """Return a histogram whose bar i is counts[i]; where there are many, neighbours share."""
+        width = -(-len(counts) // self._wandb.Histogram.MAX_LENGTH)
+        bars = [sum(counts[i : i + width]) for i in range(0, len(counts), width)]
+        edges = [width * i - 0.5 for i in range(len(bars) + 1)]
+        return self._wandb.Histogram(np_histogram=(bars, edges))
+
+    def _finish(self, status: str, summary: dict[str, Any]) -> None:
+        # Online, a run that stops in the middle of a step leaves it to the session that resumes.
+        if status != "interrupted" or self._run.offline:
+            self._send()
+        self._run.summary.update({"status": status, **summary})
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+        if self._messages.warnings:  # `finish` says nothing of uploads that were given up
+            raise RuntimeError(self._messages.warnings[0])
 
 
-def _trouble(answer: dict[str, Any], printed: str) -> str:
-    """What is wrong, in words."""
-    if complaints := COMPLAINT.findall(printed):
-        return str(complaints[0])
-    if "trouble" in answer:
-        return str(answer["trouble"]).rstrip(".")
-    if "ended" in answer:
-        return f"its process has ended with code {answer['ended']}"
-    return "it does not answer"
+class Messages:
+    """Take, as a logger, what wandb would print on the terminal."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def info(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", message)
+        self.warnings.append(re.sub(r"^(wandb:)? *(WARNING|ERROR)? *", "", text))
+
+    error = warning
 
 
-def _run_id(path: Path) -> str:
-    """The id that `path` keeps; a new one where there is none yet, or none that can be used."""
-    try:
-        kept = read_json(path)
-        if kept is not None:
-            if not re.fullmatch(r"[\w-]{1,64}", kept["id"], re.ASCII):
-                raise ValueError(f"id {str(kept['id'])[:80]!r}")
-            return str(kept["id"])
-    except Exception as error:
-        log.warning("%s holds no id of a W&B run (%s): a new curve begins", path, error)
-    run_id = uuid.uuid4().hex[:8]
-    try:
-        write_json(path, {"id": run_id})
-    except OSError as error:
-        log.warning("%s can't be written (%s): a resumed run will begin a new curve", path, error)
-    return run_id
+def _read_run_id(path: Path) -> str:
+    """Return the id that is kept at `path`, a new one where there is none yet."""
+    content = read_json(path) or {"id": uuid.uuid4().hex[:8]}
+    write_json(path, content)
+    return str(content["id"])
+
+
+def _without(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    """Return the config without what a sweep's agent has chosen.
+
+    Where it has chosen `method=kd`, the section `method` is spread: `method.balance` and so on.
+    """
+    sections = {name.split(".")[0] for name in chosen}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in sections and isinstance(value, dict):
+            flat |= {f"{key}.{name}": setting for name, setting in value.items()}
+        else:
+            flat[key] = value
+    return {key: value for key, value in flat.items() if key not in chosen}

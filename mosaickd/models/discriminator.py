@@ -1,4 +1,4 @@
-"""The patch discriminator: which local patterns look authentic."""
+"""The patch discriminator, which judges how authentic local patterns are."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from mosaickd.errors import UserError
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit for each patch. images [B, channels, H, W] -> logits [B, 1, h, w].
+    """Compute one logit for each patch: images [B, channels, H, W] -> logits [B, 1, h, w].
 
-    After Fang et al., 2021 (`width` 128, `patch_size` 10): windows of 10x10 pixels lie four apart
-    and see no further than themselves, so that what is judged are local patterns and not what
-    the whole image shows: 8x8 logits at 32x32.
+    After Fang et al., 2021 (`width` 128, `patch_size` 10): each logit depends on a window of 10x10
+    pixels and no others, so that it judges local patterns and not the whole image. Windows lie four
+    pixels apart: 8x8 logits at 32x32.
 
-    patch_size: any other receptive field, from one pixel upwards. Each layer halves the map:
-    two layers up to 10 pixels, three up to 22, one more each time that the field doubles. None,
-    or the image's size: the whole image, one logit, as in DCGAN.
+    patch_size: the receptive field in pixels, 1 or more. Each layer halves the map: two layers up
+    to 10 pixels, three up to 22, one more each time that the field doubles. None, or the image's
+    size: the whole image, one logit, as in DCGAN. Raise UserError for a patch larger than that.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def _kernels(patch_size: int) -> list[int]:
-    """Kernel sizes, 1 to 4, of layers of stride 2 whose receptive field is `patch_size`."""
+    """Return kernel sizes (1 to 4) of layers of stride 2 whose receptive field is `patch_size`."""
     count = 2
     while 1 + 3 * (2**count - 1) < patch_size:
         count += 1
@@ -72,7 +72,7 @@ def _kernels(patch_size: int) -> list[int]:
 
 
 def _whole_image(image_size: int) -> tuple[list[int], int]:
-    """4x4 kernels down to a map of two or three pixels, and the kernel that covers that map."""
+    """Return 4x4 kernels down to a map of 2 or 3 pixels, and the kernel that covers that map."""
     kernels: list[int] = []
     while image_size > 3:
         kernels.append(4)

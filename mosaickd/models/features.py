@@ -1,6 +1,6 @@
-"""Looking inside a network by hooks at module paths, without its knowing.
+"""Capture a network's features and batch-norm statistics with hooks at module paths.
 
-Any torch module can be probed: the paths stand in the model's YAML (`features`, `embedding`).
+The paths stand in the model's YAML (`features`, `embedding`), so that any torch module will do.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mosaickd.errors import UserError
 
-#: At one batch norm, [C] each: the batch's mean and unbiased variance, and the remembered ones.
-Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
+#: At one batch norm, [C] each: mean and unbiased variance of the batch, then the running ones.
+BatchNormStats = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class FeatureExtractor:
-    """A network's logits together with what some of its modules take in or give out.
+    """Compute a network's logits and the features at some module paths, in one forward pass.
 
-    Hooks are set once, before the network is compiled, and are idle unless the probe is called.
-    `of` says what is taken: a module's "output", or its first "input" as a vector an image.
-    Raises UserError for a path that the network doesn't have, or that a forward pass of `example`
-    [1, 3, H, W] doesn't reach.
+    of: "output", each module's map [B, C, H, W]; or "input", what it gets, flattened to [B, D].
+    Hooks are registered once, before the network is compiled, and are idle unless the extractor is
+    called. `shapes`: of each feature, without the batch, measured with `example` [1, 3, H, W].
+    Raise UserError, which begins with `setting`, for a path that the network doesn't have or a
+    forward pass doesn't reach.
     """
 
     def __init__(
@@ -39,46 +40,47 @@ class FeatureExtractor:
     ) -> None:
         self.network = network
         self.paths = list(paths)
-        self._taken: dict[str, Tensor] | None = None
+        self._captured: dict[str, Tensor] | None = None  # None: the hooks are idle
         for path, module in modules_at(network, self.paths, setting).items():
             module.register_forward_hook(self._hook(path, of))
         with in_eval_mode(network):
-            _, taken = self(example)
-        self.shapes = [tuple(t.shape[1:]) for t in taken]
-        for path, tensor in zip(self.paths, taken, strict=True):
-            if of == "output" and tensor.ndim != 4:
+            _, features = self(example)
+        self.shapes = [tuple(feature.shape[1:]) for feature in features]
+        for path, feature in zip(self.paths, features, strict=True):
+            if of == "output" and feature.ndim != 4:
                 raise UserError(
-                    f"{setting}: {path} gives a tensor of shape {list(tensor.shape)}; features are "
-                    "maps [batch, channels, height, width]"
+                    f"{setting}: {path} gives a tensor of shape {list(feature.shape)}; features "
+                    "are maps [batch, channels, height, width]"
                 )
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """images [B, 3, H, W] -> logits [B, classes], and each thing taken [B, ...]."""
-        self._taken = {}
+        """Return the logits [B, classes] of images [B, 3, H, W], and the feature at each path."""
+        self._captured = {}
         try:
             logits = self.network(images)
-            missing = [path for path in self.paths if path not in self._taken]
+            missing = [path for path in self.paths if path not in self._captured]
             if missing:
                 raise UserError(
-                    f"the modules {', '.join(missing)} take no part in the forward pass, so "
-                    "nothing can be taken from them; name others"
+                    f"the modules {', '.join(missing)} take no part in the forward pass, so they "
+                    "have no features; name others"
                 )
-            return logits, [self._taken[path] for path in self.paths]
+            return logits, [self._captured[path] for path in self.paths]
         finally:
-            self._taken = None
+            self._captured = None
 
     def _hook(self, path: str, of: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self._taken is not None:
-                self._taken[path] = inputs[0].flatten(1) if of == "input" else output
+            if self._captured is not None:
+                self._captured[path] = inputs[0].flatten(1) if of == "input" else output
 
         return hook
 
 
 class BatchNormStatsHook:
-    """A network's logits, and the batch's statistics at the input of each of its batch norms.
+    """Compute a network's logits and the statistics of what each of its batch norms gets.
 
-    Raises UserError for a network without a batch norm that remembers statistics.
+    what: the network's name in error messages. Raise UserError for a network without a batch norm
+    that tracks running statistics.
     """
 
     def __init__(self, network: nn.Module, *, what: str) -> None:
@@ -90,58 +92,58 @@ class BatchNormStatsHook:
         ]
         if not self.norms:
             raise UserError(
-                f"{what} has no batch norm that remembers statistics, and this method makes images "
-                "whose statistics match those; choose another method, or another teacher"
+                f"{what} has no batch norm that tracks running statistics, and this method makes "
+                "images whose statistics match those; choose another method, or another teacher"
             )
-        self._taken: dict[int, tuple[Tensor, Tensor]] | None = None
+        self._captured: dict[int, tuple[Tensor, Tensor]] | None = None  # None: the hooks are idle
         for position, norm in enumerate(self.norms):
             norm.register_forward_pre_hook(self._hook(position))
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Statistics]]:
-        """images [B, 3, H, W] -> logits [B, classes], and the statistics of every batch norm that
-        took part, in the order of definition."""
-        self._taken = {}
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[BatchNormStats]]:
+        """Return the logits [B, classes] of images [B, 3, H, W], and the statistics at each batch
+        norm that took part, in the order of definition."""
+        self._captured = {}
         try:
             logits = self.network(images)
-            statistics: list[Statistics] = []
+            stats: list[BatchNormStats] = []
             for position, norm in enumerate(self.norms):
-                if position in self._taken:
+                if position in self._captured:
                     assert norm.running_mean is not None
                     assert norm.running_var is not None
-                    remembered = norm.running_mean, norm.running_var
-                    statistics.append((*self._taken[position], *remembered))
-            return logits, statistics
+                    stats.append((*self._captured[position], norm.running_mean, norm.running_var))
+            return logits, stats
         finally:
-            self._taken = None
+            self._captured = None
 
     def _hook(self, position: int) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, inputs: Any) -> None:
-            if self._taken is not None:
+            if self._captured is not None:
                 x = inputs[0].float()
-                others = [dim for dim in range(x.ndim) if dim != 1]
-                var, mean = torch.var_mean(x, dim=others, correction=1)
-                self._taken[position] = (mean, var)
+                dims = [dim for dim in range(x.ndim) if dim != 1]
+                var, mean = torch.var_mean(x, dim=dims, correction=1)
+                self._captured[position] = (mean, var)
 
         return hook
 
 
 def modules_at(network: nn.Module, paths: Sequence[str], setting: str) -> dict[str, nn.Module]:
-    """The modules at these paths; a UserError lists those that there are."""
-    known = {name: module for name, module in network.named_modules() if name}
+    """Return the modules at these paths. Raise UserError, with the paths that exist, for others."""
+    modules = {name: module for name, module in network.named_modules() if name}
     for path in paths:
-        if path not in known:
-            stages = [name for name in known if name.count(".") == 0]
-            within = [n for n in known if n.startswith(path.split(".")[0] + ".")][:20]
+        if path not in modules:
+            top = path.split(".")[0]
+            children = [name for name in modules if "." not in name]
+            below = [name for name in modules if name.startswith(f"{top}.")][:20]
             raise UserError(
-                f"{setting}: there is no module {path!r}; there are {', '.join(stages)}"
-                + (f"; and within {path.split('.')[0]}: {', '.join(within)}" if within else "")
+                f"{setting}: there is no module {path!r}; there are {', '.join(children)}"
+                + (f"; and within {top}: {', '.join(below)}" if below else "")
             )
-    return {path: known[path] for path in paths}
+    return {path: modules[path] for path in paths}
 
 
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Nothing inside moves batch-norm statistics or asks for gradients."""
+    """Put a network in eval mode, without gradients, and back in the mode that it was in."""
     training = network.training
     network.eval()
     try:

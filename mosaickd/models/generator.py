@@ -1,4 +1,4 @@
-"""The generator: latent vectors to images."""
+"""The generator, from latent vectors to images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from mosaickd.errors import UserError
 
 
 class UpsampledConv2d(nn.Conv2d):
-    """Nearest upsampling by 2, then a 3x3 convolution. [B, C_in, H, W] -> [B, C_out, 2H, 2W].
+    """Upsample by 2 (nearest), then convolve 3x3. [B, C_in, H, W] -> [B, C_out, 2H, 2W].
 
     Under autocast this is one transposed convolution of stride 2, which is the same linear map:
     each of the four pixels that an input pixel becomes sees 2x2 different input pixels, not 3x3.
     That is 16 multiplications where upsampling first costs 36, and no enlarged copy of the input.
-    In float32 it is done literally, so that runs agree with the reference's to the last digits.
+    In float32 the two steps are separate, so that runs agree with the reference's to the last
+    digits.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -26,7 +27,7 @@ class UpsampledConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(x.device.type):
             return super().forward(nn.functional.interpolate(x, scale_factor=2.0))
-        # Convolving with the 2x2 box of ones that nearest upsampling is: 3x3 becomes 4x4.
+        # Nearest upsampling is a 2x2 box of ones; the 3x3 kernel convolved with it is 4x4.
         kernel = nn.functional.pad(self.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
         rows = kernel[:, :, 1:] + kernel[:, :, :-1]
         kernel = rows[..., 1:] + rows[..., :-1]
@@ -34,14 +35,14 @@ class UpsampledConv2d(nn.Conv2d):
 
 
 class Generator(nn.Module):
-    """DCGAN-like generator. latent [B, latent_dim] -> images [B, channels, H, W] in [0, 1].
+    """Generate images [B, channels, H, W] in [0, 1] from latent vectors [B, latent_dim].
 
-    H = W = `image_size`, a multiple of 4: a linear layer paints a quarter-size map of 4 * `width`
-    channels, two blocks of upsampling and convolution halve the channels and double the size.
-    The paper's has `latent_dim` 100 and `width` 64.
+    After DCGAN, as in Fang et al., 2021 (`latent_dim` 100, `width` 64). H = W = `image_size`, a
+    multiple of 4, else UserError: a linear layer makes a quarter-size map of 4 * `width` channels,
+    and two blocks of upsampling and convolution halve the channels and double the size.
 
-    output: "sigmoid", or "batch_norm" as in ZSKT: the images are then normalised ones, as the
-    classifiers want them, and not in [0, 1]; `normalized` says so.
+    output: "sigmoid", or "batch_norm" as in ZSKT (Micaelli & Storkey, 2019): the images are then
+    normalised ones, as classifiers want them, and not in [0, 1]; `normalized` is true.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.l1(latent).view(latent.shape[0], -1, self.start_size, self.start_size)
-        # A linear layer's output knows no layout. If the convolutions want channels last, turn it
-        # here, while it is small (8 % of an eager CPU step), and not after upsampling. A compiler
-        # chooses layouts itself, and traces a backward pass through this that may not fit.
+        # A linear layer's output has no memory format. If the convolutions want channels last,
+        # convert here, while the map is small (8 % of an eager CPU step), and not after upsampling.
+        # A compiler chooses formats itself, and traces a backward pass here that may not fit.
         conv = cast(nn.Conv2d, self.conv_blocks[2])
         if not torch.compiler.is_compiling() and conv.weight.is_contiguous(
             memory_format=torch.channels_last

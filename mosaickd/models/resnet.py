@@ -9,7 +9,7 @@ from mosaickd.errors import UserError
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut.
+    """Apply two 3x3 convolutions and a shortcut.
 
     [B, in_width, H, W] -> [B, width, H / stride, W / stride]
     """
@@ -34,11 +34,12 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet of basic blocks. images [B, 3, H, W] -> logits [B, num_classes].
+    """Compute logits [B, num_classes] of images [B, 3, H, W] by a ResNet of basic blocks.
 
-    `blocks`: how many in each of the four stages ([2, 2, 2, 2] is ResNet-18). Stages `layer1` to
-    `layer4` have 64, 128, 256 and 512 channels at H, H/2, H/4 and H/8 rows; the embedding is the
-    input of `linear`.
+    After He et al., 2016, with the parameter names of MosaicKD's reference code. blocks: how many
+    in each of the four stages ([2, 2, 2, 2] is ResNet-18). Features: stages `layer1` to `layer4` of
+    64, 128, 256 and 512 channels at H, H/2, H/4 and H/8 rows. Embedding: the input of `linear`,
+    [B, 512]. Raise UserError for other `blocks`.
     """
 
     def __init__(self, *, blocks: list[int], num_classes: int) -> None:

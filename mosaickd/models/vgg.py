@@ -9,11 +9,13 @@ from mosaickd.errors import UserError
 
 
 class VGG(nn.Module):
-    """VGG with one linear layer. images [B, 3, H, W] -> logits [B, num_classes].
+    """Compute logits [B, num_classes] of images [B, 3, H, W] by a VGG with one linear layer.
 
-    `stages`: the widths of the convolutions in each of the five stages
-    ([[64], [128], [256, 256], [512, 512], [512, 512]] is VGG-11). Stages `block0` to `block4` end
-    before their activation; the embedding is the input of `classifier`.
+    After Simonyan & Zisserman, 2015, with the parameter names of MosaicKD's reference code. stages:
+    the widths of the convolutions in each of the five stages
+    ([[64], [128], [256, 256], [512, 512], [512, 512]] is VGG-11). Features: stages `block0` to
+    `block4`, before their activation. Embedding: the input of `classifier`. Raise UserError for
+    other `stages`.
     """
 
     def __init__(self, *, stages: list[list[int]], num_classes: int) -> None:
@@ -50,11 +52,11 @@ class VGG(nn.Module):
 
 
 def _pool_relu(x: Tensor) -> Tensor:
-    """2x2 max pooling and ReLU. [B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)].
+    """Apply 2x2 max pooling and ReLU. [B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)].
 
     The two commute, in gradients too, and in this order ReLU has a quarter of the work. Neither
-    touches `x`, which a hook may have kept. Rounding up lets odd maps (images of 4 or 12 pixels)
-    through without dropping their edge; even maps don't notice.
+    changes `x`, which a hook may have captured. Rounding up keeps the edge of odd maps (images of
+    4 or 12 pixels); for even maps it makes no difference.
     """
     return F.relu(F.max_pool2d(x, 2, ceil_mode=True), inplace=True)
 

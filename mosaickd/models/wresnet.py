@@ -10,7 +10,7 @@ from mosaickd.errors import UserError
 
 
 class WideBlock(nn.Module):
-    """Pre-activation block: BN, ReLU, conv, BN, ReLU, conv, plus a shortcut.
+    """Apply a pre-activation block: BN, ReLU, conv, BN, ReLU, conv, plus a shortcut.
 
     [B, in_width, H, W] -> [B, out_width, H / stride, W / stride]
     """
@@ -27,8 +27,8 @@ class WideBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place is safe: what is overwritten is this block's own BN output, never `x`, which a
-        # hook on the previous stage may have kept.
+        # In place is safe: it overwrites this block's own BN output, never `x`, which a hook on the
+        # previous stage may have captured.
         h = F.relu(self.bn1(x), inplace=True)
         # A projection starts from the activated input, an identity from the raw one.
         shortcut = x if self.convShortcut is None else self.convShortcut(h)
@@ -37,7 +37,10 @@ class WideBlock(nn.Module):
 
 
 class WideStage(nn.Module):
-    """`blocks` blocks of one resolution; its output is a feature that methods may compare."""
+    """Apply `blocks` blocks; the output is a feature that methods may compare.
+
+    [B, in_width, H, W] -> [B, out_width, H / stride, W / stride]
+    """
 
     def __init__(self, blocks: int, in_width: int, out_width: int, stride: int) -> None:
         super().__init__()
@@ -51,10 +54,12 @@ class WideStage(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-widen_factor. images [B, 3, H, W] -> logits [B, num_classes].
+    """Compute logits [B, num_classes] of images [B, 3, H, W] by WRN-depth-widen_factor.
 
-    `depth` is 6n + 4. Stages `block1` to `block3` have H, H/2 and H/4 rows and end before their
-    activation; the embedding, the input of `fc`, has 64 * widen_factor numbers.
+    After Zagoruyko & Komodakis, 2016, with the parameter names of MosaicKD's reference code.
+    depth: 6n + 4. Features: stages `block1` to `block3` of H, H/2 and H/4 rows, before their
+    activation. Embedding: the input of `fc`, [B, 64 * widen_factor]. Raise UserError for another
+    depth.
     """
 
     def __init__(self, *, depth: Count, widen_factor: Count, num_classes: int) -> None:

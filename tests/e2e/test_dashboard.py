@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPO, Cli
-from weights_and_biases import KEY, Server, refusing
+from weights_and_biases import Server, account, forget_account
 
 from mosaickd import dashboard, metric_names
-from mosaickd.report.paper import table1
+from mosaickd.analysis.table1 import table1
 
 
 def call(
@@ -98,52 +97,30 @@ def test_what_can_not_be_saved_is_refused_in_words(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No account; a name with an emoji."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    forget_account(tmp_path, monkeypatch)
     with pytest.raises(SystemExit, match=f"error: .*{words}"):
         dashboard.main(["--entity", "me", *arguments])
 
 
-@pytest.mark.slow
-def test_a_missing_package_is_named(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "wandb_workspaces.py").write_text("raise ImportError('not here')\n")
-    path = f"{tmp_path / 'packages'}:{REPO}"
-    done = call(cli, "--entity", "me", "--dry-run", env={"PYTHONPATH": path})
-    assert done.returncode == 1
-    assert 'pip install "mosaickd[dashboard]"' in done.stderr
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with closing(Server()) as one:
-        yield one
-
-
-def account(url: str) -> dict[str, str]:
-    return {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "no_proxy": "127.0.0.1"}
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(SystemExit, match=r"error: .*pip install \"mosaickd\[dashboard\]\""):
+        dashboard.main(["--entity", "me", "--dry-run"])
 
 
 @pytest.mark.slow
-def test_a_view_is_saved(cli: Cli, server: Server) -> None:
-    done = call(cli, "--entity", "me", "--project", "mine", env=account(server.url))
-    assert done.returncode == 0, done.stderr
-    (view,) = server.views
-    assert (view["entityName"], view["projectName"]) == ("me", "mine")
-    assert view["displayName"] == "MosaicKD"
-    assert "Generator" in panels(json.loads(view["spec"]))
-    assert f"/me/mine?nw={view['name'].removeprefix('nw-').removesuffix('-v')}" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", [401, 404, "garbage", "null", "gone"])
-def test_a_server_that_does_not_take_a_view_is_told(
-    cli: Cli, server: Server, fault: str | int
-) -> None:
-    url = refusing() if fault == "gone" else server.url
-    server.fault = None if fault == "gone" else fault
-    done = call(cli, "--entity", "me", "--project", "mine", env=account(url))
-    assert done.returncode == 1
-    assert f"error: {url} did not take the view for me/mine" in done.stderr
-    assert "--entity" in done.stderr
+def test_a_view_is_saved_or_the_trouble_is_told(cli: Cli) -> None:
+    with closing(Server()) as server:
+        command = ("--entity", "me", "--project", "mine")
+        done = call(cli, *command, env=account(server.url))
+        assert done.returncode == 0, done.stderr
+        (view,) = server.views
+        assert (view["entityName"], view["projectName"]) == ("me", "mine")
+        assert view["displayName"] == "MosaicKD"
+        assert "Generator" in panels(json.loads(view["spec"]))
+        assert f"/me/mine?nw={view['name'].removeprefix('nw-').removesuffix('-v')}" in done.stdout
+        server.fault = 401
+        done = call(cli, *command, env=account(server.url))
+        assert done.returncode == 1
+        assert f"error: {server.url} did not take the view for me/mine" in done.stderr
+        assert "--entity" in done.stderr

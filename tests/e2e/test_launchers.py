@@ -63,7 +63,7 @@ def test_joblib_runs_all_cells_whatever_becomes_of_some_and_skips_them_again(
         assert re.search(rf"seed{seed}-1000: .*train.batch_size", mixed.out)
     assert "error: " in mixed.err
     table = mixed.out[mixed.out.rindex("┏") :]
-    assert "plain distillation on strokes" in table
+    assert "KD on strokes" in table
 
     again = cli(*command)
     assert again.out.count("is finished: nothing to do") == 2
@@ -114,7 +114,7 @@ def test_two_joblib_commands_share_a_sweep(cli: Cli, tiny: Tiny) -> None:
 def test_submitit_runs_all_cells(cli: Cli, tiny: Tiny) -> None:
     outcome = cli(*sweep(cli, tiny, *SUBMITIT, "seed=0,1"))
     assert statuses(cli) == {"seed0-16": "finished", "seed1-16": "finished"}
-    assert "plain distillation on strokes" in outcome.out[outcome.out.rindex("┏") :]
+    assert "KD on strokes" in outcome.out[outcome.out.rindex("┏") :]
 
 
 @pytest.mark.slow

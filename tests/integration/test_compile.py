@@ -11,11 +11,11 @@ import torch._dynamo
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from mosaickd.build import build_players
-from mosaickd.components import Parts
+from mosaickd.components import Components, build_components, build_players
 from mosaickd.config import schema as config
 from mosaickd.engine.device import compile_network
 from mosaickd.engine.trainer import Trainer
@@ -82,7 +82,7 @@ FEW_STEPS = {
 METHODS = ["scratch", "kd", "balanced", "fitnet", "rkd", *FEW_STEPS]
 
 
-def parts_of(method: str, *, compiled: bool) -> Parts:
+def components_of(method: str, *, compiled: bool) -> tuple[DictConfig, Components]:
     """The same networks whether they are compiled or not, as a run builds them.
 
     Teacher and student have one architecture, and so share compiled code, but not their hooks.
@@ -98,9 +98,10 @@ def parts_of(method: str, *, compiled: bool) -> Parts:
         *FEW_STEPS.get(method, []),
     ]  # fmt: skip
     cfg = compose("config", overrides=overrides)
-    return Parts(
+    components = build_components(
         cfg, device=torch.device("cpu"), num_classes=CLASSES, instances=INSTANCES, steps=STEPS
     )
+    return cfg, components
 
 
 def images(seed: int = 0) -> Tensor:
@@ -116,7 +117,7 @@ def assert_all_compiled() -> None:
 def test_features_of_compiled_networks_are_those_of_eager_ones() -> None:
     taken: list[list[Tensor]] = []
     for compiled in (False, True):
-        method: Any = parts_of("fitnet", compiled=compiled).method
+        method: Any = components_of("fitnet", compiled=compiled)[1].method
         seen = images().requires_grad_()
         logits, features = method.student_features(seen)
         (slope,) = torch.autograd.grad(features[1].square().mean() + logits.square().mean(), seen)
@@ -133,7 +134,7 @@ def test_features_of_compiled_networks_are_those_of_eager_ones() -> None:
 def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
     taken: list[list[Tensor]] = []
     for compiled in (False, True):
-        method: Any = parts_of("dfq", compiled=compiled).method
+        method: Any = components_of("dfq", compiled=compiled)[1].method
         seen = images().requires_grad_()
         logits, statistics = method.teacher_bn_stats(seen)
         (slope,) = torch.autograd.grad(sum(var.sum() for _, var, _, _ in statistics), seen)
@@ -146,15 +147,15 @@ def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
 
 def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
     """All of four iterations: who, what, how much."""
-    parts = parts_of(method, compiled=compiled)
-    trainer = Trainer(parts.method, build_players(parts.cfg, parts.method, STEPS))
+    cfg, components = components_of(method, compiled=compiled)
+    trainer = Trainer(components.method, build_players(cfg, components.method, STEPS))
     trainer.train_mode()
     found = []
     for step in range(STEPS):
         indices = (torch.arange(BATCH) + BATCH * step) % INSTANCES
         batch = {
             name: [Images(images(step * 9 + i), indices % CLASSES, indices) for i in range(s.draws)]
-            for name, s in parts.method.streams.items()
+            for name, s in components.method.streams.items()
         }
         for turn in trainer.train_step(batch):
             found += [(turn.player, name, float(v)) for name, v in turn.losses.items()]

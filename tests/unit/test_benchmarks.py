@@ -110,10 +110,10 @@ def test_an_expanded_tensor_exists_once() -> None:
 def test_a_whole_iteration_has_the_flops_that_torch_counts() -> None:
     """And every turn has some: the turns are told apart."""
     cfg = compose_config(TINY)
-    game = Ours(cfg, "eager", random_images(cfg, 16, 24, CPU))
+    ours = Ours(cfg, "eager", random_images(cfg, 16, 24, CPU))
     with FlopCounterMode(display=False) as torchs:
-        trainer.play_turns()
-    tally = trainer.tally()
+        ours.play()
+    tally = ours.tally()
     work = work_of(tally, peak=1e9, bandwidth=1e9)
     assert work.flops == torchs.get_total_flops()
     assert work.flops_by_turn.keys() == {"images", "discriminator", "generator", "student"}

@@ -12,9 +12,9 @@ from typing import IO
 
 import pytest
 import torch
+from mosaickd.engine.metrics import MetricsFile
 
 from mosaickd.engine.checkpoint import load_checkpoint, save_checkpoint
-from mosaickd.engine.metrics import MetricsFile
 from mosaickd.errors import UserError
 from mosaickd.files import read_json, write_atomically, write_json
 

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mosaickd.errors import UserError
-from mosaickd.models.discriminator import PatchDiscriminator
 from mosaickd.models.generator import Generator
 from mosaickd.models.resnet import ResNet
 from mosaickd.models.vgg import VGG
@@ -30,13 +29,12 @@ classifiers = pytest.mark.parametrize("name", sorted(LOGITS))
 
 
 def read_yaml(group: str, name: str) -> dict[str, Any]:
-    config = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{group}/{name}.yaml"))
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    config: Any = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{group}/{name}.yaml"))
+    return dict(config)
 
 
 def build(name: str, num_classes: int) -> tuple[nn.Module, list[str], str]:
-    """A classifier from its YAML, with the module paths of its features and its embedding."""
+    """Return a classifier of conf/model, and its module paths: of its features, its embedding."""
     config = read_yaml("model", name)
     assert config.pop("name") == name
     assert config.pop("checkpoint") is None
@@ -50,7 +48,7 @@ def wave(shape: torch.Size, step: float, shift: float = 0.0) -> Tensor:
 
 
 def formula_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of logits.json, by its formula."""
+    """Return the weights of logits.json, by its formula."""
     state = model.state_dict()
     for key, tensor in state.items():
         if key.endswith("num_batches_tracked"):
@@ -88,7 +86,7 @@ def test_logits_equal_the_reference(name: str) -> None:
 
 
 @classifiers
-@pytest.mark.parametrize("size", [4, 16, 20])
+@pytest.mark.parametrize("size", [4, 20])
 def test_other_sizes_and_class_counts(name: str, size: int) -> None:
     model, _, _ = build(name, 10)
     logits = model.eval()(torch.randn(2, 3, size, size))
@@ -97,34 +95,28 @@ def test_other_sizes_and_class_counts(name: str, size: int) -> None:
 
 
 @classifiers
-def test_hooks_see_unmodified_features(name: str) -> None:
+def test_features_are_not_overwritten_and_all_weights_get_gradients(name: str) -> None:
     model, features, embedding = build(name, 10)
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    outputs: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(path: str) -> Any:
-        return lambda _module, _inputs, output: seen.update({path: (output, output.clone())})
+    def record(path: str) -> Any:
+        return lambda _module, _inputs, output: outputs.update({path: (output, output.clone())})
 
     for path in ["conv1", "bn1", *features]:
         if path in dict(model.named_modules()):
-            model.get_submodule(path).register_forward_hook(keep(path))
+            model.get_submodule(path).register_forward_hook(record(path))
     classifier = model.get_submodule(embedding)
     classifier.register_forward_pre_hook(
-        lambda _module, inputs: seen.update(embedding=(inputs[0], inputs[0].clone()))
+        lambda _module, inputs: outputs.update(embedding=(inputs[0], inputs[0].clone()))
     )
-    logits = model(torch.randn(2, 3, 16, 16))
+    logits = model(torch.randn(4, 3, 16, 16))
 
-    assert {*features, "embedding"} <= set(seen)
-    for path, (after, during) in seen.items():
+    assert {*features, "embedding"} <= set(outputs)
+    for path, (after, during) in outputs.items():
         assert torch.equal(after, during), f"{path} was overwritten after the hook"
-    torch.testing.assert_close(classifier(seen["embedding"][1]), logits)
-
-
-@classifiers
-def test_every_weight_gets_a_gradient(name: str) -> None:
-    model, _, _ = build(name, 10)
-    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
-    without = [k for k, p in model.named_parameters() if p.grad is None]
-    assert not without
+    torch.testing.assert_close(classifier(outputs["embedding"][1]), logits)
+    logits.square().sum().backward()
+    assert not [k for k, p in model.named_parameters() if p.grad is None]
 
 
 def test_vgg_stages_see_the_same_size_at_32_and_64() -> None:
@@ -136,15 +128,8 @@ def test_vgg_stages_see_the_same_size_at_32_and_64() -> None:
     assert shapes[0] == shapes[1] == (1, 512, 4, 4)
 
 
-def test_initialisation_of_wide_resnet() -> None:
-    model, _, _ = build("wrn40_2", 100)
-    weight = model.get_parameter("block3.layer.1.conv1.weight")
-    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)
-    assert not model.get_parameter("fc.bias").any()
-
-
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: WideResNet(depth=17, widen_factor=1, num_classes=10), "6n \\+ 4.*got 17"),
         (lambda: ResNet(blocks=[2, 2], num_classes=10), "four numbers.*got \\[2, 2\\]"),
@@ -152,14 +137,14 @@ def test_initialisation_of_wide_resnet() -> None:
         (lambda: Generator(image_size=30), "multiple of 4, got 30.*dataset.image_size"),
     ],
 )
-def test_wrong_settings_are_explained(make: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_wrong_settings_are_explained(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make()
 
 
 @pytest.mark.parametrize("name", ["dcgan", "small"])
 @pytest.mark.parametrize("size", [16, 32])
-def test_generator_paints_images(name: str, size: int) -> None:
+def test_generator_makes_images(name: str, size: int) -> None:
     generator = instantiate(read_yaml("generator", name), image_size=size)
     images = generator(10 * torch.randn(3, generator.latent_dim))
     assert images.shape == (3, 3, size, size)
@@ -172,40 +157,27 @@ def test_generator_paints_images(name: str, size: int) -> None:
 def test_generator_in_channels_last(compiled: bool) -> None:
     torch.manual_seed(0)
     plain = Generator(image_size=16, latent_dim=8, width=8)
-    turned = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    converted = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     latent = torch.randn(4, 8)
     # Without code generation, but with the traced backward pass that compiling means.
-    run = torch.compile(turned, backend="aot_eager", fullgraph=True) if compiled else turned
+    run = torch.compile(converted, backend="aot_eager", fullgraph=True) if compiled else converted
     outputs = [plain(latent), run(latent)]
     torch.testing.assert_close(*outputs)
     for images in outputs:
         images.square().sum().backward()
-    for a, b in zip(plain.parameters(), turned.parameters(), strict=True):
+    for a, b in zip(plain.parameters(), converted.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_adversaries_are_the_papers() -> None:
+def test_generator_and_discriminator_are_the_papers() -> None:
     generator = instantiate(read_yaml("generator", "dcgan"), image_size=32)
     assert generator.latent_dim == 100
     assert sorted(generator.state_dict()) == KEYS["generator"]
     discriminator = instantiate(read_yaml("discriminator", "patch"))
     assert sorted(discriminator.state_dict()) == KEYS["patch_discriminator"]
-    assert discriminator.get_parameter("main.0.weight").shape == (128, 3, 4, 4)
-
-
-@pytest.mark.parametrize("name", ["patch", "small"])
-@pytest.mark.parametrize("size", [16, 32])
-def test_one_logit_for_every_four_by_four_pixels(name: str, size: int) -> None:
-    logits = instantiate(read_yaml("discriminator", name))(torch.randn(2, 3, size, size))
-    assert logits.shape == (2, 1, size // 4, size // 4)
-
-
-def test_a_patch_logit_sees_ten_by_ten_pixels() -> None:
-    images = torch.randn(1, 3, 32, 32, requires_grad=True)
-    # Evaluation mode: batch statistics would make every logit depend on every pixel.
-    PatchDiscriminator(width=32).eval()(images)[0, 0, 3, 4].backward()
-    assert images.grad is not None
-    seen = images.grad.abs().sum((0, 1)) > 0
-    rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
-    assert (rows.min(), rows.max(), rows.numel()) == (9, 18, 10)
-    assert (columns.min(), columns.max(), columns.numel()) == (13, 22, 10)
+    assert [layer.weight.shape for layer in discriminator.main if isinstance(layer, nn.Conv2d)] == [
+        (128, 3, 4, 4), (256, 128, 4, 4), (1, 256, 1, 1),
+    ]  # fmt: skip
+    slopes = {m.negative_slope for m in discriminator.main if isinstance(m, nn.LeakyReLU)}
+    assert slopes == {0.2}
+    assert discriminator(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 8, 8)

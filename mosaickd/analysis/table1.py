@@ -1,4 +1,4 @@
-"""Table 1 of the paper: its numbers, and which runs measure which of its cells."""
+"""Table 1 of the paper: its numbers, and which of its cells a run measures."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mosaickd.report.labels import images, short
-from mosaickd.report.results import Run
+from mosaickd.analysis.labels import images, short
+from mosaickd.run_dir import Result
 
 DATASET = "cifar100"
 ORIGINAL = "cifar100 (original)"
 DATA_FREE = "data-free"
 
-#: (method, data) and a column, such as "wrn40_2-wrn16_1".
-Place = tuple[tuple[str, str], str]
+#: (method, data), and a pair such as "wrn40_2-wrn16_1".
+CellKey = tuple[tuple[str, str], str]
 
 
 @dataclass(frozen=True)
 class Table1:
-    """Top-1 accuracies in percent; rows in the paper's order."""
+    """Top-1 accuracies in percent; rows are (method, data), in the paper's order."""
 
     pairs: tuple[str, ...]
     rows: dict[tuple[str, str], dict[str, float]]
@@ -29,15 +29,15 @@ class Table1:
 
     @property
     def blocks(self) -> list[str]:
-        """What the students learn from, in the paper's order."""
+        """Return what the students learn from, in the paper's order."""
         return list(dict.fromkeys(data for _, data in self.rows))
 
     def average(self, row: tuple[str, str]) -> float:
-        """Of the row's cells, whatever the paper prints."""
+        """Compute the average of the row's cells, whatever the paper prints."""
         return sum(self.rows[row].values()) / len(self.pairs)
 
     def misprints(self) -> Iterator[tuple[tuple[str, str], str]]:
-        """Rows whose printed average is another number than theirs, not just cut to two digits."""
+        """Yield rows whose printed average is off by more than rounding, and a note on each."""
         for row, printed in self.printed_averages.items():
             if abs(self.average(row) - printed) > 0.011:
                 yield (
@@ -49,34 +49,35 @@ class Table1:
 
 @cache
 def table1() -> Table1:
+    """Read the paper's numbers from table1.csv."""
     text = Path(__file__).with_name("table1.csv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     rows, printed = {}, {}
     for line in csv.DictReader(lines):
         row = (line.pop("method"), line.pop("data"))
         printed[row] = float(line.pop("printed_average"))
-        rows[row] = {pair: float(number) for pair, number in line.items()}
+        rows[row] = {pair: float(value) for pair, value in line.items()}
     return Table1(tuple(next(iter(rows.values()))), rows, printed)
 
 
-def places(run: Run) -> list[Place]:
-    """The cells that a run with its method's recipe measures: none, one, or a model's columns.
+def cells_of(result: Result) -> list[CellKey]:
+    """Return the cells that a run with its method's recipe measures: none, one, or a model's.
 
     A model that is trained from scratch is a student or a teacher of every column it stands in.
     """
-    if run.dataset != DATASET or run.variant:
+    if result.dataset != DATASET or result.variant:
         return []
     table = table1()
-    if run.method == "scratch":
+    if result.method == "scratch":
         return [
             ((role, ORIGINAL), pair)
             for pair in table.pairs
             for role, model in zip(("teacher", "student"), pair.split("-"), strict=True)
-            if model == run.student
+            if model == result.student
         ]
-    if run.method in ("teacher", "student"):  # names of rows, not of methods
+    if result.method in ("teacher", "student"):  # names of rows, not of methods
         return []
-    pair = f"{run.teacher}-{run.student}"
-    data = images(run.ood, run.ood_subset) or DATA_FREE
-    row = (run.method, ORIGINAL if data == DATASET else data)
+    pair = f"{result.teacher}-{result.student}"
+    data = images(result.ood, result.ood_subset) or DATA_FREE
+    row = (result.method, ORIGINAL if data == DATASET else data)
     return [(row, pair)] if row in table.rows and pair in table.pairs else []
