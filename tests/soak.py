@@ -37,10 +37,23 @@ from safetensors.torch import load_file
 from mosaickd.data.cache import CACHE_FROM
 from mosaickd.engine.checkpoint import load_checkpoint
 
-DATA_FREE = ["dafl", "zskt", "dfq", "deepinv"]
-#: A method, or "cache": kd from a folder of so many pictures that they are cached decoded.
-METHODS = ["cache", "scratch", "kd", "balanced", "fitnet", "rkd", "crd", "sskd", "mosaic",
-           *DATA_FREE]  # fmt: skip
+SUBSET = ["ood_subset=true", "ood_subset_size=32"]
+DATA_FREE = ["train.epochs=2", "train.epoch_steps=2"]
+#: Settings of each method that make its run short. "cache": kd from a folder of so many pictures
+#: that they are cached decoded.
+METHODS: dict[str, list[str]] = {
+    **{name: [] for name in ("balanced", "fitnet", "rkd", "sskd")},
+    "scratch": ["train.batch_size=48"],
+    "kd": SUBSET,
+    "cache": ["ood=folder", "ood.root=pictures", "ood.image_size=16", "ood.limit=64",
+              "~ood.reader.train_images", "~ood.reader.test_images"],
+    "crd": ["method.negatives=32"],
+    "mosaic": ["method.student_steps=2", *SUBSET],
+    "dafl": DATA_FREE,
+    "zskt": ["method.student_steps=2", *DATA_FREE],
+    "dfq": ["method.student_steps=2", *DATA_FREE],
+    "deepinv": ["method.inversion_steps=2", "method.student_steps=2", *DATA_FREE],
+}  # fmt: skip
 MAX_KILLS = 12  # of one run, before it may end
 KINDS = {"random moment": 9, "file operation": 9, "SIGTERM": 1, "SIGHUP": 1}  # and their weights
 
@@ -55,45 +68,19 @@ MEASURED = {"time", "speed/seconds_per_step", "speed/images_per_second", "memory
 COMPUTED = ("status", "accuracy", "teacher_accuracy", "steps", "config_hash", "error",
             "data_fingerprint", "teacher_fingerprint")  # fmt: skip
 
-SMALL_GENERATOR = ["generator.latent_dim=16", "generator.width=8"]
-SMALL = {
-    "mosaic": [*SMALL_GENERATOR, "discriminator.width=8", "method.student_steps=2"],
-    "dafl": SMALL_GENERATOR,
-    "zskt": [*SMALL_GENERATOR, "method.student_steps=2"],
-    "dfq": [*SMALL_GENERATOR, "method.student_steps=2"],
-    "crd": ["method.negatives=32"],
-    "deepinv": ["method.inversion_steps=2", "method.student_steps=2"],
-}
 
-
-def command(method: str) -> list[str]:
-    """Return the overrides of a run of some steps, all of whose files lie in the working folder."""
-    tiny = Tiny(Path("glyphs"))
+def command(folder: Path, method: str) -> list[str]:
+    """Return the arguments of a run of some steps, all of whose files lie in `folder`."""
     name = "kd" if method == "cache" else method
-    overrides = [
-        f"method={name}", "dataset=letters", "student=wrn16_1", "tracker=none",
-        "hydra.run.dir=run", "train.precision=fp32", "train.eval_every=3",
-        "train.checkpoint_every=1", "train.log_every=2", *tiny.source("dataset"),
-    ]  # fmt: skip
-    if method == "scratch":
-        return [*overrides, "train.epochs=1", "train.batch_size=48"]
-    overrides += [
-        "teacher=wrn16_2", "train.batch_size=16", *SMALL.get(method, []),
-        "dataset.recipe={epochs: 1, batch_size: 48, lr: 0.05, weight_decay: 5e-4}",
-    ]  # fmt: skip
-    if method in DATA_FREE:
-        return [*overrides, "train.epochs=2", "train.epoch_steps=2"]
-    if method == "cache":
-        images = ["ood=folder", "ood.root=pictures", "ood.image_size=16", "ood.limit=64"]
-    else:
-        images = ["ood=strokes", *tiny.source("ood", 64)]
-    if method in ("kd", "mosaic"):
-        images += ["ood_subset=true", "ood_subset_size=32"]
-    return [*overrides, *images, "train.epochs=1"]
+    return Tiny(Path("glyphs")).experiment(
+        folder, f"method={name}", "hydra.run.dir=run", "dataset.recipe.epochs=1",
+        "train.eval_every=3", "train.checkpoint_every=1", "train.log_every=2", *METHODS[method],
+    )  # fmt: skip
 
 
 def draw_pictures(folder: Path) -> None:
     """Write so many that a run decodes them once, into a cache."""
+    folder.mkdir()
     colours = np.random.default_rng(0).integers(0, 256, (CACHE_FROM, 4, 4, 3), dtype=np.uint8)
     for number, pixels in enumerate(colours):
         Image.fromarray(pixels).save(folder / f"{number:05}.png")
@@ -124,7 +111,7 @@ def die_at_an_operation() -> None:
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def run_and_kill(forked: Forked, overrides: list[str], rng: random.Random, usual: float) -> str:
+def run_and_kill(forked: Forked, arguments: list[str], rng: random.Random, usual: float) -> str:
     """Start a run and kill it. Return how, or "" where it has ended by itself.
 
     usual: seconds that it takes when nobody kills it.
@@ -132,9 +119,9 @@ def run_and_kill(forked: Forked, overrides: list[str], rng: random.Random, usual
     (kind,) = rng.choices([*KINDS], [*KINDS.values()])
     if kind == "file operation":
         env = {"DIE_AT": str(rng.randint(1, 60))}
-        run = forked.start(*overrides, env=env, before=die_at_an_operation)
+        run = forked.start(*arguments, env=env, before=die_at_an_operation)
     else:
-        run = forked.start(*overrides)
+        run = forked.start(*arguments)
         run.process.join(rng.uniform(0, usual))
         number = getattr(signal, kind, signal.SIGKILL)
         twice = number != signal.SIGKILL and rng.random() < 0.5
@@ -171,7 +158,8 @@ def read(path: Path) -> None:
     match path.suffix:
         case ".jsonl":
             *lines, end = path.read_text().split("\n")
-            assert [json.loads(line) for line in lines]
+            for line in lines:
+                json.loads(line)
             assert not end, "a line without an end"
         case ".json":
             json.loads(path.read_text())
@@ -236,7 +224,6 @@ class Soak:
         if method == "cache":
             pictures = self.root / "pictures"
             if not pictures.exists():
-                pictures.mkdir()
                 draw_pictures(pictures)
             shutil.copytree(pictures, work / "pictures", copy_function=os.link)
         return Forked(work, logs)
@@ -245,7 +232,7 @@ class Soak:
         for method in self.methods:
             forked = self.new_folder(f"reference-{method}", method)
             start = time.monotonic()
-            finish(forked.start(*command(method)))
+            finish(forked.start(*command(forked.folder, method)))
             self.references[method] = outputs_of(forked.folder), time.monotonic() - start
 
     def is_over(self) -> bool:
@@ -257,16 +244,17 @@ class Soak:
         rng = random.Random(f"{self.seed} {number}")
         method = self.methods[number % len(self.methods)]
         forked = self.new_folder(f"run{number}-{method}", method)
+        arguments = command(forked.folder, method)
         expected, usual = self.references[method]
         try:
             for _ in range(MAX_KILLS):
-                if self.is_over() or not (kind := run_and_kill(forked, command(method), rng, usual)):
+                if self.is_over() or not (kind := run_and_kill(forked, arguments, rng, usual)):
                     break
                 files = check_files(forked.folder)
                 with self.lock:
                     self.files += files
                     self.kills[kind] += 1
-            finish(forked.start(*command(method)))
+            finish(forked.start(*arguments))
             check_files(forked.folder)
             temporary = list(forked.folder.rglob("*.tmp"))
             assert not temporary, f"left behind: {temporary}"
@@ -305,7 +293,7 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--kills", type=int, help="stop after so many")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     options = parser.parse_args()
