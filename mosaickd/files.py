@@ -6,20 +6,16 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from mosaickd.errors import UserError
 
-#: Names of files that are being written: mkstemp's, and `_keep`'s.
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]+\.tmp", re.DOTALL)
-
-#: Which rights new files don't get. It can only be read by setting it, which no thread may see.
-UMASK = os.umask(0)
-os.umask(UMASK)
+#: Names of files that are being written.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp", re.DOTALL)
 
 
 def write_atomically(
@@ -29,32 +25,34 @@ def write_atomically(
 
     previous: where what it held before is kept. An OSError names `path`.
     """
-    temporary: str | None = None
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(descriptor, "wb") as file:
+        # Not by `tempfile`, whose files only their owner may read.
+        with os.fdopen(
+            os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb"
+        ) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's 0600 would hide results from a group
         if previous is not None:
             _keep(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
-        if temporary is not None:
-            with suppress(OSError):  # a disk that can't be written; the owner removes it later
-                os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename in (None, temporary):
+        with suppress(OSError):  # a disk that can't be written; the owner removes it later
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)  # a full disk names no file
         raise
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+
+
 def _keep(path: Path, previous: Path) -> None:
     """Have `previous` name what `path` names, if that is there; at no moment is neither."""
-    spare = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    spare = _temporary(previous)
     try:
         os.link(path, spare)
     except FileNotFoundError:
@@ -64,7 +62,7 @@ def _keep(path: Path, previous: Path) -> None:
             os.replace(path, previous)
     else:
         os.replace(spare, previous)
-        spare.unlink(missing_ok=True)  # there yet, if a kill had left both names to one file
+        spare.unlink(missing_ok=True)  # still there if a kill had left both names to one file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,7 +76,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """None where there is no file; a UserError that names a file which is not JSON."""
+    """Return what a JSON file holds, None where there is none. Raises UserError for another one."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -90,7 +88,7 @@ def read_json(path: Path) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex. Raises UserError where it can't be read."""
+    """Return the sha256 of a file, in hex. Raises UserError where it can't be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -99,7 +97,7 @@ def file_digest(path: Path) -> str:
 
 
 def user_cache() -> Path:
-    """Where this user's programs keep what can be made again: $XDG_CACHE_HOME, else ~/.cache.
+    """Return where this user's programs keep what can be made again: $XDG_CACHE_HOME or ~/.cache.
 
     Raises RuntimeError for a user without a home.
     """
@@ -108,7 +106,9 @@ def user_cache() -> Path:
 
 def remove_temporaries(folder: Path, of: str = "") -> None:
     """Remove what a killed `write_atomically` left in `folder`, of the file of a name or of all.
-    Only whoever may write there may."""
+
+    Only whoever may write there may.
+    """
     for path in folder.glob(f".{of}*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -7,9 +7,8 @@ from typing import cast
 
 import pytest
 from composing import cells, composed, composing
-from omegaconf import DictConfig, open_dict, read_write
-
 from mosaickd.cells import Sweep, counted, without_value
+from omegaconf import DictConfig, open_dict, read_write
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
-
 from mosaickd.parallel import SLOTS, at_once, device_of, share_of_machine, slot
+from omegaconf import OmegaConf
 
 JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
 LOCAL = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"}
