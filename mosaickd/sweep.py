@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -264,6 +265,7 @@ def stop_jobs_on_signals(folder: Path) -> None:
         while True:
             _thread.interrupt_main(signal.Signals(signal.sigwait(STOP_SIGNALS)))
 
+    resource_tracker.ensure_running()  # Python starts it later otherwise, and unblocks both then
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

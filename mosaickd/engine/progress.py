@@ -89,6 +89,7 @@ class Bar(RichProgress):
     def __init__(
         self, name: str, total: int | None, describe: Callable[[], tuple[str, str]] | None = None
     ) -> None:
+        self.describe = describe or (lambda: ("", ""))
         super().__init__(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None, table_column=Column(max_width=40)),  # narrower if it must be
@@ -99,7 +100,6 @@ class Bar(RichProgress):
             refresh_per_second=4,
             disable=not is_watched(),
         )
-        self.describe = describe
         self.task = self.add_task(name, total=total, beside="")
 
     def show(self, completed: int) -> None:
@@ -108,9 +108,9 @@ class Bar(RichProgress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Yield the bar, and what stands below it: rich calls this."""
-        beside, below = self.describe() if self.describe else ("", "")
-        (task,) = self.tasks
-        task.fields["beside"] = beside
+        beside, below = self.describe()
+        for task in self.tasks:  # the one, once rich has made the bar
+            task.fields["beside"] = beside
         yield self.make_tasks_table(self.tasks)
         if below:
             yield Text(below, style="dim", no_wrap=True, overflow="ellipsis")
