@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.harness import compose_config, finish, parse, parser
 from benchmarks.roofline import Work, work_of
 from benchmarks.subject import Ours, random_images
-from mosaickd.cli import main_guard
+from mosaickd.overrides import hydra_guard
 
 
 def work(cfg: DictConfig, classes: int, peak: float, bandwidth: float) -> Work:
@@ -69,4 +69,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    with hydra_guard():
+        main()

@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.table import Table
 
+from mosaickd.analysis import console
 from mosaickd.config.schema import CONF, register
 from mosaickd.config.validation import validate
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.launch import versions
-from mosaickd.analysis import console
 
 
 def parser(description: str) -> argparse.ArgumentParser:

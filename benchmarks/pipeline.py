@@ -27,13 +27,13 @@ from benchmarks.harness import choose, compose_config, finish, number, parse, pa
 from benchmarks.reference_loader import ReferenceLoaders
 from benchmarks.runs import RUN, Runs, temporary_runs
 from benchmarks.subject import Ours, now, random_images, resident_loader
-from mosaickd.cli import main_guard
 from mosaickd.data.loader import TestBatches
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.checkpoint import CheckpointWriter, save_checkpoint
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.methods.base import Stream
+from mosaickd.overrides import hydra_guard
 
 PARTS = ("loader", "evaluation", "checkpoint", "startup")
 
@@ -264,4 +264,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    with hydra_guard():
+        main()

@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import choose, compose_config, finish, parse, parser
 from benchmarks.subject import MODES, Ours, now, random_images, release
-from mosaickd.cli import main_guard
+from mosaickd.analysis import console
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.device import choose_device
-from mosaickd.analysis import console
+from mosaickd.overrides import hydra_guard
 
 TOP = 25
 
@@ -108,4 +108,5 @@ def top_of(row: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    with hydra_guard():
+        main()

@@ -26,10 +26,10 @@ from rich.table import Table
 from benchmarks.harness import compose_config, finish, number, parse, parser
 from benchmarks.runs import RUN, Runs, metrics_of, temporary_runs
 from benchmarks.subject import Ours, random_images
-from mosaickd.cli import main_guard
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.metric_names import SECONDS_PER_STEP
+from mosaickd.overrides import hydra_guard
 
 
 def time_run(
@@ -167,4 +167,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    with hydra_guard():
+        main()

@@ -24,10 +24,10 @@ from benchmarks.harness import choose, compose_config, finish, number, parse, pa
 from benchmarks.reference_loader import WORKERS, worker_activity
 from benchmarks.roofline import Peaks, Work, measure_peaks, work_of
 from benchmarks.subject import MODES, Memory, Ours, Reference, Subject, random_images, release
-from mosaickd.cli import main_guard
 from mosaickd.data.source import ImageSet
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
+from mosaickd.overrides import hydra_guard
 
 
 class Session:
@@ -256,4 +256,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    with hydra_guard():
+        main()

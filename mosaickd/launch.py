@@ -279,8 +279,6 @@ def recorded(opened: OpenedRun, result: Result, *, force: bool) -> Iterator[None
     except Exception as error:
         begun = result.status == "running"
         result.status, result.error = "failed", f"{type(error).__name__}: {error}"
-        if not isinstance(error, UserError):
-            log.exception("the run in %s failed", run.path)
         raise
     finally:
         lost = isinstance(sys.exception(), Lost)
