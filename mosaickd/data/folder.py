@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
+import torch
 
 from mosaickd.data import cache
-from mosaickd.data.broken import Unreadable, alike, escaped, refuse_too_many
-from mosaickd.data.decoding import Decoded, decode, kept, named, stretches
-from mosaickd.data.finding import Found, Tree
-from mosaickd.data.pictures import SUFFIXES, read_file
+from mosaickd.data.decode import (
+    Allocate,
+    Decoded,
+    Progress,
+    Unreadable,
+    allocate_memory,
+    decode_images,
+    name_broken,
+    no_progress,
+    read_bytes,
+    refuse_too_many,
+)
+from mosaickd.data.image_files import (
+    SUFFIXES,
+    ImageFiles,
+    find_images,
+    is_folder,
+    leads_outside,
+    list_folder,
+)
 from mosaickd.data.source import ImageSet
-from mosaickd.errors import UserError
+from mosaickd.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
-# "val" first: where a set has both, its test folder is often without labels (ImageNet).
-FOLDERS = {"train": ("train",), "test": ("val", "test")}
+TEST_FOLDERS = ("val", "test")  # "val" first: ImageNet's test folder is without labels
 VERSION = 2  # of the decoding: raise it when the pixels change, so that old caches are not read
 ADVICE = "set dataset.root= (or ood.root=) to a folder that holds train/<class>/*.png"
 LINKS = "dataset.reader.follow_links=true (or ood.reader.follow_links=true) follows it"
@@ -32,103 +49,105 @@ def read(
     image_size: int,
     max_broken: float = 0.0,
     follow_links: bool = False,  # also to what lies outside of root
+    progress: Progress = no_progress,
 ) -> ImageSet:
     """Read `root/train/<class>/...` or, for the test split, `root/val/...` or `root/test/...`.
 
     Without a train folder, the class folders (or bare images) in root itself are the training
     set. Images become RGB, the shorter side is resized to image_size, the centre is cropped. A
-    large set is decoded once, into a cache in root, and then mapped into memory. Images that
-    can't be read are left out, as long as they are no larger a share of all than max_broken.
-    Raises UserError where they are, and for a missing or empty folder.
+    large set is decoded once, into a cache in root. Images that can't be read are left out, as
+    long as they are no larger a share of all than max_broken. Raises UserError where they are, and
+    for a missing or empty folder.
     """
     root = root.absolute()
     if not root.is_dir():
-        raise UserError(f"no folder {escaped(root)}; {ADVICE}")
-    folder, classes, found, labels = _find(Tree(root, follow_links, LINKS), root, split)
-    files, count, what = found.files, len(found.files), escaped(folder)
+        raise UserError(f"no folder {printable(str(root))}; {ADVICE}")
+    folder, classes, found, labels = _find(root, split, follow_links)
+    title, count = printable(str(folder)), len(labels)
 
-    def content(index: int) -> bytes:
-        if refusal := found.refused.get(files[index]):
-            raise Unreadable(refusal)
-        return read_file(files[index])
+    def reader(file: str) -> Callable[[], bytes]:
+        return partial(_refuse, root) if file in found.outside else partial(read_bytes, file)
 
-    def decoded(into: np.ndarray | None = None) -> Decoded:
-        batches, place = stretches(count, content), files.__getitem__
-        return decode(batches, count, place, image_size, max_broken, what, into)
+    def decode(allocate: Allocate) -> Decoded:
+        return decode_images(
+            map(reader, found.files), labels, place=found.files.__getitem__,
+            image_size=image_size, max_broken=max_broken, title=title, allocate=allocate,
+            progress=progress,
+        )  # fmt: skip
 
-    def make(file: IO[bytes]) -> cache.Made:
-        pixels = cache.reserve(file, (count, 3, image_size, image_size))
-        made = decoded(pixels)
-        pixels.flush()
-        if made.broken:
-            cache.shorten(file, made.images.shape)
-        return cache.Made(labels[kept(count, made.broken)], made.broken)
-
-    images: cache.Cached | None = None
     if count >= cache.CACHE_FROM:
-        refused = [index for index, file in enumerate(files) if file in found.refused]
-        key = cache.fingerprint(folder, files, VERSION, image_size, classes, refused)
+        settings = (VERSION, image_size, classes, sorted(found.outside))
+        key = cache.fingerprint_files(folder, found.files, *settings, progress=progress)
         name = f"folder-{split}-{image_size}px"
-        images = cache.cached(root, name, key, what=what, make=make)
-        if images is None:
-            log.warning("%s is decoded into memory, at every start: make room for a cache, or set "
-                        "XDG_CACHE_HOME to a folder that has it", what)  # fmt: skip
-    if images is None:
-        images = cache.in_memory(decoded(), labels)
-    broken = named(images.broken, files.__getitem__)
-    refuse_too_many(broken, count, max_broken, what)
-    return ImageSet(images.images, images.labels, classes, broken)
+        decoded = cache.cached(root, name, key, title=title, make=decode)
+    else:
+        decoded = decode(allocate_memory)
+    broken = name_broken(decoded.broken, found.files.__getitem__)
+    refuse_too_many(broken, count, max_broken, title)  # a cache may be of a more lenient run
+    images, own_labels = torch.from_numpy(decoded.images), torch.from_numpy(decoded.labels)
+    return ImageSet(images, own_labels, classes, broken)
 
 
-def _find(tree: Tree, root: Path, split: str) -> tuple[Path, list[str], Found, np.ndarray]:
-    """-> the split's folder, the classes, what lies in their folders, and int64 labels of it."""
+def _refuse(root: Path) -> bytes:
+    raise Unreadable(f"a link that leads out of {printable(str(root))}; {LINKS}")
+
+
+def _find(
+    root: Path, split: str, follow_links: bool
+) -> tuple[Path, list[str], ImageFiles, np.ndarray]:
+    """Return the split's folder, the classes, what lies in their folders, and int64 labels."""
     train_folder = root / "train" if (root / "train").is_dir() else root
     folder = train_folder if split == "train" else _test_folder(root)
-    for entered in {train_folder, folder} - {root}:
-        tree.enter(entered)
-    classes, beside = tree.class_folders(
-        train_folder, skip=() if train_folder != root else FOLDERS["test"]
-    )
-    if split != "train" and classes:
-        of_test, beside = tree.class_folders(folder)
-        if strangers := sorted(set(of_test) - set(classes)):
-            raise UserError(
-                f"{escaped(folder)} has class folders that {escaped(train_folder)} lacks: "
-                f"{', '.join(map(escaped, strangers[:5]))}; both must have the same classes"
-            )
-    if doubles := alike(classes):
-        pairs = "; ".join(", ".join(map(ascii, group)) for group in doubles[:5])
-        log.warning("%s has classes that look alike and are kept apart: %s",
-                    escaped(train_folder), pairs)  # fmt: skip
 
-    found = Found()
+    def class_folders(place: Path, skip: tuple[str, ...] = ()) -> list[str]:
+        names = [entry.name for entry in list_folder(place) if is_folder(entry)]
+        names = [name for name in names if not name.startswith("__") and name not in skip]
+        for path in (place, *(place / name for name in names)):
+            # Without its images the classes after it would get other numbers.
+            if not follow_links and leads_outside(path, root):
+                raise UserError(
+                    f"{printable(str(path))} is a link that leads out of {printable(str(root))}; "
+                    f"{LINKS}"
+                )
+        return names
+
+    classes = class_folders(train_folder, skip=() if train_folder != root else TEST_FOLDERS)
+    if split != "train" and classes:
+        strangers = sorted(set(class_folders(folder)) - set(classes))
+        if strangers:
+            raise UserError(
+                f"{printable(str(folder))} has class folders that {printable(str(train_folder))} "
+                f"lacks: {', '.join(map(printable, strangers[:5]))}; both must have the same "
+                "classes"
+            )
+    found = ImageFiles()
     labels: list[int] = []
     for label, name in enumerate(classes):
-        of_class = tree.image_files(folder / name)
-        if not of_class.files:
+        own = find_images(folder / name, root, follow_links) if (folder / name).is_dir() else None
+        if own is None or not own.files:
             log.warning("%s has no images in its class folder %s",
-                        escaped(folder), escaped(name))  # fmt: skip
-        found.add(of_class)
-        labels += [label] * len(of_class.files)
-    if classes:
-        found.strays += beside
-    else:
-        classes = ["all"]  # bare images: enough for an out-of-domain set
-        found = tree.image_files(folder)
+                        printable(str(folder)), printable(name))  # fmt: skip
+            continue
+        found.files += own.files
+        found.outside |= own.outside
+        found.skipped += own.skipped
+        labels += [label] * len(own.files)
+    if not classes:  # bare images: enough for an out-of-domain set
+        classes, found = ["all"], find_images(folder, root, follow_links)
         labels = [0] * len(found.files)
     if not found.files:
-        raise UserError(f"no images in {escaped(folder)} (looked for "
+        raise UserError(f"no images in {printable(str(folder))} (looked for "
                         f"{', '.join(sorted(SUFFIXES))}); {ADVICE}")  # fmt: skip
-    if found.strays:
-        log.info("%s: no images, left alone: %s", escaped(folder), found.left_alone())
+    if found.skipped:
+        log.info("%s: no images, left alone: %s", printable(str(folder)), found.describe_skipped())
     return folder, classes, found, np.array(labels, dtype=np.int64)
 
 
 def _test_folder(root: Path) -> Path:
-    for name in FOLDERS["test"]:
+    for name in TEST_FOLDERS:
         if (root / name).is_dir():
             return root / name
     raise UserError(
-        f"no test images: neither {escaped(root / 'val')} nor {escaped(root / 'test')} "
-        f"exists; {ADVICE} and val/<class>/*.png"
+        f"no test images: neither {printable(str(root / 'val'))} nor "
+        f"{printable(str(root / 'test'))} exists; {ADVICE} and val/<class>/*.png"
     )
