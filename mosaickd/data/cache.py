@@ -15,21 +15,28 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from mosaickd.data.decode import (
     Allocate,
     Decoded,
     Progress,
+    Read,
     allocate_memory,
+    decode_images,
     map_in_threads,
+    name_broken,
     no_progress,
+    refuse_too_many,
     split_chunks,
 )
+from mosaickd.data.source import ImageSet
 from mosaickd.files import user_cache
 from mosaickd.locks import build_lock
 
@@ -38,6 +45,41 @@ log = logging.getLogger(__name__)
 FOLDER = ".mosaickd"  # hidden: not a class of the images beside it
 CACHE_FROM = 5_000  # images: fewer are decoded at every start, in a second
 STAT_CHUNK = 1024  # files that a thread looks at in one go
+
+
+def load_images(
+    reads: Callable[[], Iterable[Read]],
+    labels: np.ndarray,
+    classes: list[str],
+    *,
+    root: Path,
+    name: str,
+    files: Sequence[str],
+    settings: Sequence[object],
+    place: Callable[[int], str],
+    max_broken: float,
+    title: str,
+    progress: Progress,
+    **options: Any,
+) -> ImageSet:
+    """Decode the images that reads() yields, with `decode_images`; of a large set only once.
+
+    labels: int64 [N]. root, name: of the cache's entry. files, settings: what else than the labels'
+    number the images depend on. Raises UserError for too many broken ones.
+    """
+    options |= {"place": place, "max_broken": max_broken, "title": title, "progress": progress}
+
+    def make(allocate: Allocate) -> Decoded:
+        return decode_images(reads(), labels, allocate=allocate, **options)
+
+    if len(labels) < CACHE_FROM:
+        images, own_labels, indices = make(allocate_memory)
+    else:
+        key = fingerprint_files(root, files, *settings, progress=progress)
+        images, own_labels, indices = cached(root, name, key, title=title, make=make)
+    broken = name_broken(indices, place)
+    refuse_too_many(broken, len(labels), max_broken, title)  # a cache may be a more lenient run's
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(own_labels), classes, broken)
 
 
 def cached(

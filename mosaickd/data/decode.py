@@ -31,6 +31,8 @@ SHOWN = 3  # broken images in a message
 
 #: (place, reason) of each image that can't be used, in the set's order.
 Broken = tuple[tuple[str, str], ...]
+#: Returns the bytes of an encoded image. Raises Unreadable, or OSError where the disk fails.
+Read = Callable[[], bytes]
 #: Returns room for uint8 images of a shape.
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 #: progress(title, total) is a context in which advance(done) shows how far a long pass is.
@@ -141,7 +143,7 @@ def fit_image(image: Image.Image, size: int, notes: Counter[str]) -> Image.Image
 
 
 def decode_images(
-    reads: Iterable[Callable[[], bytes]],
+    reads: Iterable[Read],
     labels: np.ndarray,
     *,
     place: Callable[[int], str],
@@ -165,7 +167,7 @@ def decode_images(
     images = allocate((count, 3, *shape))
 
     def decode_chunk(
-        chunk: list[tuple[int, Callable[[], bytes]]],
+        chunk: list[tuple[int, Read]],
     ) -> tuple[Counter[str], list[tuple[int, str]], int]:
         notes: Counter[str] = Counter()
         broken = []
@@ -209,9 +211,7 @@ def decode_images(
     return Decoded(images[: len(good)], labels[good], broken)
 
 
-def _first_shape(
-    reads: Iterator[Callable[[], bytes]],
-) -> tuple[tuple[int, int], Iterator[Callable[[], bytes]]]:
+def _first_shape(reads: Iterator[Read]) -> tuple[tuple[int, int], Iterator[Read]]:
     """Return height and width of the first readable image, and all of the reads again."""
     ahead = []
     for read in reads:

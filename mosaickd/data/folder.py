@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mosaickd.data import cache
-from mosaickd.data.decode import (
-    Allocate,
-    Decoded,
-    Progress,
-    Unreadable,
-    allocate_memory,
-    decode_images,
-    name_broken,
-    no_progress,
-    read_bytes,
-    refuse_too_many,
-)
-from mosaickd.data.image_files import (
-    SUFFIXES,
-    ImageFiles,
-    find_images,
-    is_folder,
-    leads_outside,
-    list_folder,
-)
+from mosaickd.data import image_files
+from mosaickd.data.cache import load_images
+from mosaickd.data.decode import Progress, Read, Unreadable, no_progress, read_bytes
+from mosaickd.data.image_files import ImageFiles, find_images, leads_outside
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError, printable
 
@@ -63,29 +45,18 @@ def read(
     if not root.is_dir():
         raise UserError(f"no folder {printable(str(root))}; {ADVICE}")
     folder, classes, found, labels = _find(root, split, follow_links)
-    title, count = printable(str(folder)), len(labels)
 
-    def reader(file: str) -> Callable[[], bytes]:
-        return partial(_refuse, root) if file in found.outside else partial(read_bytes, file)
+    def reads() -> Iterator[Read]:
+        for file in found.files:
+            outside = file in found.outside
+            yield partial(_refuse, root) if outside else partial(read_bytes, file)
 
-    def decode(allocate: Allocate) -> Decoded:
-        return decode_images(
-            map(reader, found.files), labels, place=found.files.__getitem__,
-            image_size=image_size, max_broken=max_broken, title=title, allocate=allocate,
-            progress=progress,
-        )  # fmt: skip
-
-    if count >= cache.CACHE_FROM:
-        settings = (VERSION, image_size, classes, sorted(found.outside))
-        key = cache.fingerprint_files(folder, found.files, *settings, progress=progress)
-        name = f"folder-{split}-{image_size}px"
-        decoded = cache.cached(root, name, key, title=title, make=decode)
-    else:
-        decoded = decode(allocate_memory)
-    broken = name_broken(decoded.broken, found.files.__getitem__)
-    refuse_too_many(broken, count, max_broken, title)  # a cache may be of a more lenient run
-    images, own_labels = torch.from_numpy(decoded.images), torch.from_numpy(decoded.labels)
-    return ImageSet(images, own_labels, classes, broken)
+    return load_images(
+        reads, labels, classes, root=root, name=f"folder-{split}-{image_size}px",
+        files=found.files, settings=(VERSION, image_size, classes, sorted(found.outside)),
+        place=found.files.__getitem__, image_size=image_size, max_broken=max_broken,
+        title=printable(str(folder)), progress=progress,
+    )  # fmt: skip
 
 
 def _refuse(root: Path) -> bytes:
@@ -100,7 +71,9 @@ def _find(
     folder = train_folder if split == "train" else _test_folder(root)
 
     def class_folders(place: Path, skip: tuple[str, ...] = ()) -> list[str]:
-        names = [entry.name for entry in list_folder(place) if is_folder(entry)]
+        names = [
+            entry.name for entry in image_files.list_folder(place) if image_files.is_folder(entry)
+        ]
         names = [name for name in names if not name.startswith("__") and name not in skip]
         for path in (place, *(place / name for name in names)):
             # Without its images the classes after it would get other numbers.
@@ -137,7 +110,7 @@ def _find(
         labels = [0] * len(found.files)
     if not found.files:
         raise UserError(f"no images in {printable(str(folder))} (looked for "
-                        f"{', '.join(sorted(SUFFIXES))}); {ADVICE}")  # fmt: skip
+                        f"{', '.join(sorted(image_files.SUFFIXES))}); {ADVICE}")  # fmt: skip
     if found.skipped:
         log.info("%s: no images, left alone: %s", printable(str(folder)), found.describe_skipped())
     return folder, classes, found, np.array(labels, dtype=np.int64)

@@ -125,6 +125,7 @@ class ResidentLoader(ResidentImages):
 
     def begin(self) -> None:
         """Prepare for the first batch."""
+        self.position = 0
         self._shuffle()
 
     def next_indices(self, count: int) -> Tensor:

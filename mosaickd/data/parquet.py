@@ -18,20 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from mosaickd.data import cache
-from mosaickd.data.decode import (
-    Allocate,
-    Decoded,
-    Progress,
-    Unreadable,
-    allocate_memory,
-    decode_images,
-    name_broken,
-    no_progress,
-    refuse_too_many,
-)
+from mosaickd.data.cache import load_images
+from mosaickd.data.decode import Progress, Read, Unreadable, no_progress
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError, printable
 
@@ -153,27 +142,18 @@ def read_split(
     values = [label for part in parts for label in part.labels()]
     labels, classes = number_labels(values, parts[-1].class_names, place)
 
-    def decode(allocate: Allocate) -> Decoded:
+    def reads() -> Iterator[Read]:
         images = itertools.chain.from_iterable(part.images() for part in parts)
-        rows = zip(images, labels, strict=True)
-        return decode_images(
-            (partial(_image_bytes, image, label) for image, label in rows), labels, place=place,
-            image_size=image_size, max_broken=max_broken, title=title, allocate=allocate,
-            progress=progress,
-        )  # fmt: skip
+        for image, label in zip(images, labels, strict=True):
+            yield partial(_image_bytes, image, label)
 
-    if count >= cache.CACHE_FROM:
-        folder, files = shards[0].parent, [str(shard) for shard in shards]
-        settings = (VERSION, image_size, image_column, label_column)
-        key = cache.fingerprint_files(folder, files, *settings)
-        name = f"parquet-{shards[0].stem.split('-')[0]}-{image_size or 'own'}px"
-        decoded = cache.cached(folder, name, key, title=title, make=decode)
-    else:
-        decoded = decode(allocate_memory)
-    broken = name_broken(decoded.broken, place)
-    refuse_too_many(broken, count, max_broken, title)  # a cache may be of a more lenient run
-    own_labels = torch.from_numpy(decoded.labels)
-    return ImageSet(torch.from_numpy(decoded.images), own_labels, classes, broken)
+    return load_images(
+        reads, labels, classes, root=shards[0].parent,
+        name=f"parquet-{shards[0].stem.split('-')[0]}-{image_size or 'own'}px",
+        files=[str(shard) for shard in shards],
+        settings=(VERSION, image_size, image_column, label_column), place=place,
+        image_size=image_size, max_broken=max_broken, title=title, progress=progress,
+    )  # fmt: skip
 
 
 def _image_bytes(image: bytes | None, label: int) -> bytes:
