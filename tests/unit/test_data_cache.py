@@ -39,7 +39,9 @@ def make(allocate: Allocate, log: Path | None = None, pause: float = 0.0) -> Dec
 
 def ask(root: Path, log: Path, pause: float = 0.0, key: str = "key") -> None:
     """Raise where this process doesn't get the images."""
-    decoded = cache.cached(root, "set", key, title="a set", make=partial(make, log=log, pause=pause))
+    decoded = cache.cached(
+        root, "set", key, title="a set", make=partial(make, log=log, pause=pause)
+    )
     assert np.array_equal(decoded.images, PIXELS)
     assert decoded.labels.tolist() == list(range(7))
     assert decoded.broken == [(2, "torn"), (5, "empty")]
