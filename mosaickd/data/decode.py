@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BytesIO
@@ -230,7 +230,7 @@ def split_chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def map_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield function(item) for each item, in order. Items are taken a few ahead."""
     threads = threads or min(16, (os.cpu_count() or 1) + 1)
     pool = ThreadPoolExecutor(threads)

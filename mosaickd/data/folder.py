@@ -12,7 +12,7 @@ import numpy as np
 from mosaickd.data import image_files
 from mosaickd.data.cache import load_images
 from mosaickd.data.decode import Progress, Read, Unreadable, no_progress, read_bytes
-from mosaickd.data.image_files import ImageFiles, find_images, leads_outside
+from mosaickd.data.image_files import ImageFiles, leads_outside
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError, printable
 
@@ -59,54 +59,32 @@ def read(
     )  # fmt: skip
 
 
-def _refuse(root: Path) -> bytes:
-    raise Unreadable(f"a link that leads out of {printable(str(root))}; {LINKS}")
-
-
 def _find(
     root: Path, split: str, follow_links: bool
 ) -> tuple[Path, list[str], ImageFiles, np.ndarray]:
-    """Return the split's folder, the classes, what lies in their folders, and int64 labels."""
+    """Return the split's folder, the classes, the files of all of them, and int64 labels."""
     train_folder = root / "train" if (root / "train").is_dir() else root
     folder = train_folder if split == "train" else _test_folder(root)
-
-    def class_folders(place: Path, skip: tuple[str, ...] = ()) -> list[str]:
-        names = [
-            entry.name for entry in image_files.list_folder(place) if image_files.is_folder(entry)
-        ]
-        names = [name for name in names if not name.startswith("__") and name not in skip]
-        for path in (place, *(place / name for name in names)):
-            # Without its images the classes after it would get other numbers.
-            if not follow_links and leads_outside(path, root):
-                raise UserError(
-                    f"{printable(str(path))} is a link that leads out of {printable(str(root))}; "
-                    f"{LINKS}"
-                )
-        return names
-
-    classes = class_folders(train_folder, skip=() if train_folder != root else TEST_FOLDERS)
+    skip = TEST_FOLDERS if train_folder == root else ()
+    classes = _class_folders(train_folder, root, follow_links, skip)
     if split != "train" and classes:
-        strangers = sorted(set(class_folders(folder)) - set(classes))
+        strangers = set(_class_folders(folder, root, follow_links)) - set(classes)
         if strangers:
             raise UserError(
                 f"{printable(str(folder))} has class folders that {printable(str(train_folder))} "
-                f"lacks: {', '.join(map(printable, strangers[:5]))}; both must have the same "
-                "classes"
+                f"lacks: {printable(', '.join(sorted(strangers)))}; both must have the same classes"
             )
-    found = ImageFiles()
-    labels: list[int] = []
+    found, labels = ImageFiles(), []
     for label, name in enumerate(classes):
-        own = find_images(folder / name, root, follow_links) if (folder / name).is_dir() else None
-        if own is None or not own.files:
+        before = len(found.files)
+        found.add(folder / name, root, follow_links)
+        labels += [label] * (len(found.files) - before)
+        if len(found.files) == before:
             log.warning("%s has no images in its class folder %s",
                         printable(str(folder)), printable(name))  # fmt: skip
-            continue
-        found.files += own.files
-        found.outside |= own.outside
-        found.skipped += own.skipped
-        labels += [label] * len(own.files)
     if not classes:  # bare images: enough for an out-of-domain set
-        classes, found = ["all"], find_images(folder, root, follow_links)
+        classes = ["all"]
+        found.add(folder, root, follow_links)
         labels = [0] * len(found.files)
     if not found.files:
         raise UserError(f"no images in {printable(str(folder))} (looked for "
@@ -114,6 +92,27 @@ def _find(
     if found.skipped:
         log.info("%s: no images, left alone: %s", printable(str(folder)), found.describe_skipped())
     return folder, classes, found, np.array(labels, dtype=np.int64)
+
+
+def _class_folders(
+    place: Path, root: Path, follow_links: bool, skip: tuple[str, ...] = ()
+) -> list[str]:
+    """Return the names of the sub-folders. Raises UserError for one that is a link out of root:
+    without its images the classes after it would get other numbers."""
+    folders = [entry for entry in image_files.list_folder(place) if image_files.is_folder(entry)]
+    names = [e.name for e in folders if not e.name.startswith("__") and e.name not in skip]
+    for path in (place, *(place / name for name in names)):
+        if not follow_links and leads_outside(path, root):
+            raise UserError(f"{printable(str(path))} is {_outside(root)}")
+    return names
+
+
+def _outside(root: Path) -> str:
+    return f"a link that leads out of {printable(str(root))}; {LINKS}"
+
+
+def _refuse(root: Path) -> bytes:
+    raise Unreadable(_outside(root))
 
 
 def _test_folder(root: Path) -> Path:

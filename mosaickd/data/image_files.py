@@ -14,49 +14,42 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".
 
 @dataclass
 class ImageFiles:
-    """files: in order, with the links that lead out; outside: these links; skipped: what else
-    lies there, by kind."""
+    """files: paths, with the links that lead out; outside: these links; skipped: what else lies
+    there, by kind."""
 
     files: list[str] = field(default_factory=list)
     outside: set[str] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
 
+    def add(self, folder: str | Path, root: Path, follow_links: bool) -> None:
+        """Add the images below a folder, which is below `root`, without the hidden ones.
+
+        The files of a folder come in sorted order, then those of its sub-folders. Raises UserError
+        for a folder that can't be listed.
+        """
+        ahead, visited = [str(folder)] if os.path.isdir(folder) else [], set[str]()
+        while ahead:
+            place = ahead.pop()
+            real = os.path.realpath(place)
+            if real in visited:  # links may lead round in a circle
+                self.skipped["link to a folder that is read already"] += 1
+                continue
+            visited.add(real)
+            folders: list[str] = []
+            for entry in list_folder(place):
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if not is_folder(entry) and suffix not in SUFFIXES:
+                    self.skipped[suffix or "without a suffix"] += 1
+                elif not follow_links and entry.is_symlink() and leads_outside(entry.path, root):
+                    self.files.append(entry.path)
+                    self.outside.add(entry.path)
+                else:
+                    (folders if is_folder(entry) else self.files).append(entry.path)
+            ahead += reversed(folders)
+
     def describe_skipped(self) -> str:
         """Return the kinds that were skipped, the most frequent first."""
         return ", ".join(f"{number} {printable(k)}" for k, number in self.skipped.most_common(8))
-
-
-def find_images(folder: Path, root: Path, follow_links: bool) -> ImageFiles:
-    """Return the images below `folder`, which is below `root`, without the hidden ones.
-
-    The files of a folder come in sorted order, then those of its sub-folders. Raises UserError for
-    a folder that can't be listed.
-    """
-    found, visited = ImageFiles(), set[str]()
-
-    def walk(place: str) -> None:
-        real = os.path.realpath(place)
-        if real in visited:  # links may lead round in a circle
-            found.skipped["link to a folder that is read already"] += 1
-            return
-        visited.add(real)
-        folders = []
-        for entry in list_folder(place):
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if not is_folder(entry) and suffix not in SUFFIXES:
-                found.skipped[suffix or "without a suffix"] += 1
-            elif not follow_links and entry.is_symlink() and leads_outside(entry.path, root):
-                found.files.append(entry.path)
-                found.outside.add(entry.path)
-            elif is_folder(entry):
-                folders.append(entry.path)
-            else:
-                found.files.append(entry.path)
-        for path in folders:
-            walk(path)
-
-    walk(str(folder))
-    return found
 
 
 def leads_outside(path: str | Path, root: Path) -> bool:

@@ -82,28 +82,21 @@ def find_shards(root: Path, split: str) -> list[Path]:
             raise UserError(f"{split} shards lie in several folders: {places}; set dataset.root= "
                             "(or ood.root=) to one of them")  # fmt: skip
         for shards in by_folder.values():
-            _check_complete(shards)
+            _warn_of_missing(shards)
             return shards
     return []
 
 
-def _check_complete(shards: list[Path]) -> None:
+def _warn_of_missing(shards: list[Path]) -> None:
     """Log which of the shards that the names speak of (`-00000-of-00002`) are not there."""
     numbered = [re.search(r"-(\d+)-of-(\d+)$", shard.stem) for shard in shards]
-    totals = {int(match[2]) for match in numbered if match}
-    if len(totals) > 1:
-        names = ", ".join(shard.name for shard in shards)
-        raise UserError(
-            f"{shards[0].parent} mixes shards of different sets ({names}); remove those that do "
-            "not belong"
+    present = {int(match[1]) for match in numbered if match}
+    total = max((int(match[2]) for match in numbered if match), default=0)
+    if missing := sorted(set(range(total)) - present):
+        warn_once(
+            f"{shards[0].parent}: shard {', '.join(map(str, missing))} of {total} is missing "
+            f"({shards[0].name} is there), so only the images that are there are used"
         )
-    for total in totals:
-        missing = sorted(set(range(total)) - {int(match[1]) for match in numbered if match})
-        if missing:
-            warn_once(
-                f"{shards[0].parent}: shard {', '.join(map(str, missing))} of {total} is missing "
-                f"({shards[0].name} is there), so only the images that are there are used"
-            )
 
 
 @functools.cache
@@ -170,21 +163,20 @@ class Shard:
     def __init__(self, path: Path, image_column: str | None, label_column: str | None) -> None:
         self.path = path
         with self._opened() as file:
-            schema = file.schema_arrow
+            self.schema = file.schema_arrow
             self.rows: int = file.metadata.num_rows
-        names = list(schema.names)
-        image = self._choose(names, "image_column", image_column, IMAGE_COLUMNS)
+        image = self._choose_column("image_column", image_column, IMAGE_COLUMNS)
         if image is None:
             raise UserError(
-                f"{path} has no image column: it has {_listed(names)}; set "
+                f"{path} has no image column: it has {self._columns}; set "
                 "dataset.reader.image_column= (or ood.reader.image_column=) to the right one"
             )
-        self.image_column = self._image_column(image, schema.field(image).type)
-        self.label_column = self._choose(names, "label_column", label_column, LABEL_COLUMNS)
+        self.image_column = self._bytes_column(image)
+        self.label_column = self._choose_column("label_column", label_column, LABEL_COLUMNS)
         self.class_names: list[str] | None = None
         if self.label_column is not None:
-            self._check_labels(schema.field(self.label_column).type)
-            self.class_names = class_names(schema.metadata, self.label_column)
+            self._check_labels(self.label_column)
+            self.class_names = class_names(self.schema.metadata, self.label_column)
 
     def labels(self) -> list[Any]:
         """Return a number, a text or None for each row; without a column of labels 0."""
@@ -195,7 +187,12 @@ class Shard:
     def images(self) -> Iterator[bytes | None]:
         """Yield the encoded image of each row; None where there is none."""
         for value in self._values(self.image_column, ROWS):
-            yield value.get("bytes") if isinstance(value, dict) else value
+            yield value["bytes"] if isinstance(value, dict) else value
+
+    def _values(self, column: str, rows: int) -> Iterator[Any]:
+        with self._opened() as file:
+            for batch in file.iter_batches(rows, columns=[column]):
+                yield from batch.column(0).to_pylist()
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -204,49 +201,45 @@ class Shard:
                 yield file
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"cannot read {printable(str(self.path))}: {printable(str(error), 300)}; the file "
-                "is damaged or incomplete: get it again"
+                f"cannot read {self.path}: {printable(str(error), 300)}; the file is damaged or "
+                "incomplete: get it again"
             ) from error
 
-    def _values(self, column: str, rows: int) -> Iterator[Any]:
-        with self._opened() as file:
-            for batch in file.iter_batches(rows, columns=[column]):
-                yield from batch.column(0).to_pylist()
+    @property
+    def _columns(self) -> str:
+        return printable(", ".join(self.schema.names))
 
-    def _choose(
-        self, names: list[str], setting: str, asked: str | None, usual: tuple[str, ...]
-    ) -> str | None:
-        if asked is not None and asked not in names:
-            raise UserError(f"{self.path} has no column {asked!r}; it has {_listed(names)}; set "
-                            f"dataset.reader.{setting}= (or ood.reader.{setting}=) to one of "
-                            "these")  # fmt: skip
-        return asked or next((name for name in usual if name in names), None)
+    def _choose_column(self, key: str, name: str | None, usual: tuple[str, ...]) -> str | None:
+        names = self.schema.names
+        if name is not None and name not in names:
+            raise UserError(
+                f"{self.path} has no column {name!r}; it has {self._columns}; set "
+                f"dataset.reader.{key}= (or ood.reader.{key}=) to one of these"
+            )
+        return name or next((column for column in usual if column in names), None)
 
-    def _image_column(self, name: str, kind: Any) -> str:
+    def _bytes_column(self, name: str) -> str:
         """Return the column of bytes: the image column itself, or its field `bytes`."""
-        field = ""
+        kind = self.schema.field(name).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            field, kind = ".bytes", kind.field("bytes").type
+            name, kind = f"{name}.bytes", kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise UserError(
-                f"column {printable(name)} of {self.path} is {printable(str(kind), 200)}; "
-                "expected encoded images, either binary or a struct with a field `bytes`"
+                f"column {name} of {self.path} is {printable(str(kind), 200)}; expected encoded "
+                "images, either binary or a struct with a field `bytes`"
             )
-        return name + field
+        return name
 
-    def _check_labels(self, kind: Any) -> None:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not (text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+    def _check_labels(self, name: str) -> None:
+        kind = self.schema.field(name).type
+        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        text = pa.types.is_string(value) or pa.types.is_large_string(value)
+        if not (text or pa.types.is_integer(value) or pa.types.is_null(value)):
             raise UserError(
-                f"column {printable(str(self.label_column))} of {self.path} is "
-                f"{printable(str(kind), 200)}; expected labels, whole numbers or texts: choose "
-                "another column with dataset.reader.label_column= (or ood.reader.label_column=)"
+                f"column {name} of {self.path} is {printable(str(kind), 200)}; expected labels, "
+                "whole numbers or texts: choose another column with dataset.reader.label_column= "
+                "(or ood.reader.label_column=)"
             )
-
-
-def _listed(names: list[str]) -> str:
-    return printable(", ".join(names))
 
 
 def class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> list[str] | None:

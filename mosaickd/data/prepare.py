@@ -23,13 +23,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, features
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import track
 
 from mosaickd.data.decode import (
     Unreadable,
@@ -38,7 +32,7 @@ from mosaickd.data.decode import (
     map_in_threads,
     read_bytes,
 )
-from mosaickd.data.image_files import SUFFIXES, find_images
+from mosaickd.data.image_files import SUFFIXES, ImageFiles
 from mosaickd.errors import UserError, printable
 from mosaickd.files import read_json, write_atomically, write_json
 from mosaickd.locks import build_lock
@@ -88,7 +82,8 @@ def prepare(
                         "choose another TARGET")  # fmt: skip
     if recipe.format == "webp" and not features.check("webp"):
         raise UserError("this Pillow can't write WebP; use --format png")
-    found = find_images(source, source, follow_links)
+    found = ImageFiles()
+    found.add(source, source, follow_links)
     if not found.files:
         raise UserError(f"no images below {source} (looked for {', '.join(sorted(SUFFIXES))})")
     outside = {os.path.relpath(path, source) for path in found.outside}
@@ -170,24 +165,20 @@ def _shrink_all(
         unfinished.replace(path)
         return "made", name, ""
 
-    outcome, began = Outcome(), time.monotonic()
-    jobs = assign_targets(names, recipe.format)
-    columns = (TextColumn("shrinking"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("{task.fields[speed]}"), TimeRemainingColumn())  # fmt: skip
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=len(names), speed="")
-        try:
-            for status, name, reason in map_in_threads(shrink_file, jobs, workers):
-                outcome.made += status == "made"
-                outcome.present += status == "present"
-                if status == "broken":
-                    outcome.broken.append((name, reason))
-                speed = f"{outcome.made / (time.monotonic() - began):.0f}/s"
-                bar.update(task, advance=1, speed=f"{speed}, {len(outcome.broken)} broken")
-        except KeyboardInterrupt:
-            outcome.stopped = True
+    outcome, console = Outcome(), Console(stderr=True)
+    results = map_in_threads(shrink_file, assign_targets(names, recipe.format), workers)
+    shown = track(results, "shrinking", total=len(names), console=console, transient=True,
+                  disable=not console.is_terminal)  # fmt: skip
+    try:
+        for status, name, reason in shown:
+            outcome.made += status == "made"
+            outcome.present += status == "present"
+            if status == "broken":
+                outcome.broken.append((name, reason))
+    except KeyboardInterrupt:
+        outcome.stopped = True
+    finally:
+        results.close()  # wait for the images at work
     return outcome
 
 

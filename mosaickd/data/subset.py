@@ -38,8 +38,10 @@ def most_uncertain(
     if count < 1:
         raise UserError(f"a subset of {what} must have at least 1 image, got {count}")
     indices = _read(path, count)
-    if indices is not None or not keep:
-        return select_highest(scores(), count, what) if indices is None else indices
+    if indices is not None:
+        return indices
+    if not keep:
+        return select_highest(scores(), count, what)
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
