@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mosaickd.components import build, derived_seed
 from mosaickd.config.schema import training_source
-from mosaickd.data.broken import Broken
+from mosaickd.data.decode import Broken
 from mosaickd.data.loader import (
     BalancedLoader,
     Normalize,

@@ -60,9 +60,7 @@ def run_job(cfg: DictConfig) -> Result:
     """Launch the run of a job; return its result."""
     try:  # late: --help and --cfg answer without torch
         from mosaickd import analysis, teachers
-        from mosaickd.data import pictures
         from mosaickd.engine import distributed
-        from mosaickd.engine.progress import counting
         from mosaickd.launch import launch
         from mosaickd.locks import InUse
         from mosaickd.run_dir import Result, RunDir
@@ -76,7 +74,6 @@ def run_job(cfg: DictConfig) -> Result:
     if hydra.mode == RunMode.MULTIRUN:
         group = hydra.runtime.choices.get("sweep") or Path(hydra.sweep.dir).name
     interruption = Interruption()
-    pictures.counting = counting  # its bars stand among the others
     try:
         distributed.init()
         if not distributed.is_rank0():
