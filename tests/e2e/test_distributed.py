@@ -56,30 +56,15 @@ def mosaic(tiny: Tiny, folder: str, steps: int, *more: str) -> list[str]:
 
 
 def test_two_ranks_train_one_student(cli: Cli, tiny: Tiny) -> None:
-    outcome = finish(torchrun(cli, *kd(tiny, "two", 4, "train.sync_batch_norm=[student]")))
-    result = read_json(cli.folder / "two" / "result.json")
-    assert (result["status"], result["processes"]) == ("finished", 2)
+    """(That they compute what one does: unit/test_distributed.py.)"""
+    outcome = finish(torchrun(cli, *kd(tiny, "run", 4)))
+    result = read_json(cli.folder / "run" / "result.json")
+    assert (result["status"], result["processes"], result["steps"]) == ("finished", 2, 4)
     assert outcome.out.count("4 steps of 16 images") == 1, "only the first one talks"
     assert outcome.out.count("┏") == 1
-    two = [losses(line) for line in metrics(cli.folder / "two") if losses(line)]
-    cli(*kd(tiny, "one", 4, "train.sync_batch_norm=[student]"))
-    one = [losses(line) for line in metrics(cli.folder / "one") if losses(line)]
-    assert len(one) == len(two) == 4, "and only it writes"
-    # A processor with AVX512 rounds convolutions of another batch size 2e-4 apart.
-    assert two[0] == pytest.approx(one[0], rel=1e-3)
-    assert two[2] == pytest.approx(one[2], rel=2e-2), "roundings grow from step to step"
-    assert "nothing to do" in cli(*kd(tiny, "two", 4, "train.sync_batch_norm=[student]")).out
-
-
-@pytest.mark.slow
-def test_three_players_of_two_ranks_are_those_of_one(cli: Cli, tiny: Tiny) -> None:
-    whole = "train.sync_batch_norm=[student,generator,discriminator]"
-    finish(torchrun(cli, *mosaic(tiny, "two", 3, whole)))
-    cli(*mosaic(tiny, "one", 3, whole))
-    one, two = ([losses(line) for line in metrics(cli.folder / name) if losses(line)]
-                for name in ("one", "two"))  # fmt: skip
-    assert two[0] == pytest.approx(one[0], rel=1e-3)
-    assert two[2] == pytest.approx(one[2], rel=2e-2)
+    lines = [losses(line) for line in metrics(cli.folder / "run") if losses(line)]
+    assert len(lines) == 4, "and only it writes"
+    assert "nothing to do" in cli(*kd(tiny, "run", 4)).out
 
 
 @pytest.mark.slow
@@ -176,7 +161,6 @@ def test_a_sweep_under_torchrun_goes_on_after_a_job_that_failed(cli: Cli, tiny: 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_compiled_networks_train_together(cli: Cli, tiny: Tiny) -> None:
-    """Also one whose batch norms send messages from within."""
     own = mosaic(tiny, "compiled", 2, "train.compile=true")
     finish(torchrun(cli, *own), timeout=500)
     result = read_json(cli.folder / "compiled" / "result.json")
