@@ -47,7 +47,7 @@ def test_it_ends_with_a_table_of_all_runs(quickstart: tuple[Outcome, Path]) -> N
     rows = [line for line in table.splitlines() if line.startswith("│")]
     assert len(rows) == 4, "a teacher and three students, side by side"
     assert "teacher wrn16_2" in rows[0]
-    for words in ("MosaicKD", "plain distillation on strokes", "plain distillation on letters"):
+    for words in ("MosaicKD on strokes", "KD on strokes", "KD on letters"):
         assert words in table
     for job in JOBS:
         result = read_json(folder / job / "wrn16_2-wrn16_1" / "seed0" / "result.json")
