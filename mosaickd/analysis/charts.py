@@ -97,7 +97,7 @@ def _curves(
         alt.Chart(data)
         .mark_line(point=len(data) <= 20 * len(names))
         .encode(x, y, alt.Color("name:N", sort=names, legend=legend),
-                tooltip=["name:N", "step:Q", "value:Q"])
+                tooltip=_tooltips("name:N", "step:Q", "value:Q"))
         .properties(width=WIDTH, height=60 if stacked else 170)
     )  # fmt: skip
     if stacked:
@@ -161,7 +161,7 @@ def _class_map(metrics: Sequence[dict[str, Any]], classes: Sequence[str]) -> Cha
         .encode(alt.X("step:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
                 alt.Y("class:N", sort=names, axis=labels, title="class"),
                 alt.Color("images:Q", legend=alt.Legend(orient="bottom", title="images")),
-                tooltip=["step:O", "class:N", "images:Q"])
+                tooltip=_tooltips("step:O", "class:N", "images:Q"))
         .properties(width=WIDTH, height=max(60, min(360, 13 * len(names))))
     )  # fmt: skip
     return Chart("What the teacher sees in synthetic images", _spec(chart), words, words + ".")
@@ -179,7 +179,7 @@ def accuracy_chart(report: Report) -> Chart | None:
     data = pd.DataFrame(
         [(row["label"].strip(), kind, value, value - (sd or 0.0), value + (sd or 0.0))
          for row in rows
-         for kind, value, sd in (("ours", row["mean"], row["sd"]), ("paper", row["paper"], None))
+         for kind, value, sd in (("paper", row["paper"], None), ("ours", row["mean"], row["sd"]))
          if value is not None],
         columns=["row", "whose", "accuracy", "low", "high"],
     )  # fmt: skip
@@ -200,11 +200,15 @@ def accuracy_chart(report: Report) -> Chart | None:
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         x="accuracy:Q",
         shape=alt.Shape("whose:N", sort=["ours", "paper"], legend=None),
-        tooltip=["row:N", "whose:N", "accuracy:Q"],
+        tooltip=_tooltips("row:N", "whose:N", "accuracy:Q"),
     )
     chart = alt.layer(spread, points).properties(width=WIDTH, height=alt.Step(22))
     caption = "Bars: standard deviation over seeds."
     return Chart("Accuracy by row", _spec(chart), words, caption)
+
+
+def _tooltips(*names: str) -> list[alt.Tooltip]:
+    return [alt.Tooltip(name) for name in names]  # altair is slow to read a list of strings
 
 
 def _spec(chart: Any) -> dict[str, Any]:
