@@ -75,7 +75,9 @@ def test_an_attempt_that_cannot_begin_leaves_no_run_and_takes_no_ones_place(
     cli: Cli, tiny: Tiny, run: Path, mistake: str, words: str
 ) -> None:
     (cli.folder / "corrupt.safetensors").write_bytes(b"corrupt")
-    attempt = [a for a in tiny.mosaic(*STEPS, mistake) if mistake != "ood=folder" or "ood." not in a]
+    attempt = [
+        a for a in tiny.mosaic(*STEPS, mistake) if mistake != "ood=folder" or "ood." not in a
+    ]
     assert words in cli(*attempt, "hydra.run.dir=failed", code=1).err
     assert list(find_run_dirs(cli.folder / "failed")) == []
     before = written_at(run)

@@ -1,4 +1,4 @@
-"""A run's folder: who may begin a run there, and what is removed for it."""
+"""A run's folder: which command goes on with a run there, and what is removed for a new one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from mosaickd.errors import UserError
-from mosaickd.run_dir import SWEEP, OpenedRun, Result, RunDir, find_run_dirs, open_run_dir, withdraw
+from mosaickd.run_dir import SWEEP, OpenedRun, Result, RunDir, open_run_dir
 
 KEY = {"seed": 0, "train": {"batch_size": 16}}
 RESULT = Result("interrupted", "kd", "letters", "wrn16_1", seed=0, steps=3)
 
 
-def open_run(path: Path, key: Any = KEY, *, force: bool = False, **inputs: str) -> OpenedRun:
-    return open_run_dir(RunDir(path), key, {"config.yaml": "seed: 0"}, force=force, inputs=inputs)
+def open_run(path: Path, key: Any = KEY, *, force: bool = False) -> OpenedRun:
+    return open_run_dir(RunDir(path), key, {"config.yaml": "seed: 0"}, force=force, inputs={})
 
 
 @pytest.fixture
@@ -29,30 +29,13 @@ def begun(tmp_path: Path) -> RunDir:
     return opened.run
 
 
-def test_the_same_settings_go_on_and_others_are_refused(begun: RunDir) -> None:
+def test_an_interrupted_run_goes_on_and_force_spares_files_of_the_users_own(begun: RunDir) -> None:
     assert open_run(begun.path).previous == RESULT
-    with pytest.raises(UserError, match=r"\(seed: 0 -> 5\).*hydra.run.dir=FOLDER.*force=true"):
-        open_run(begun.path, KEY | {"seed": 5})
-    assert begun.read_run_key() == KEY
-
-
-def test_force_removes_what_the_run_has_written_and_not_before_the_new_one_begins(
-    begun: RunDir,
-) -> None:
     notes = begun.path / "notes.txt"
     notes.touch()
-    opened = open_run(begun.path, KEY | {"seed": 5}, force=True)
-    assert begun.checkpoint.exists()
-    assert begun.read_run_key() == KEY
-    opened.begin(replace(RESULT, steps=0))
+    open_run(begun.path, force=True).begin(replace(RESULT, steps=0))
     assert not begun.checkpoint.exists()
-    assert begun.read_run_key() == KEY | {"seed": 5}
     assert notes.exists()
-
-
-def test_force_spares_what_the_new_run_is_made_of(begun: RunDir) -> None:
-    with pytest.raises(UserError, match="teacher.checkpoint=.*which force=true would remove"):
-        open_run(begun.path, force=True, **{"teacher.checkpoint": str(begun.student)})
 
 
 def test_a_job_that_is_queued_again_goes_on_also_with_force(
@@ -78,13 +61,6 @@ def test_jobs_of_a_sweep_do_not_take_each_others_folder(
             open_run(tmp_path, {"seed": 0, "train": {"batch_size": 8}}, force=force)
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", "null and void"])
-def test_a_result_that_is_no_result_is_named(begun: RunDir, content: str) -> None:
-    begun.result.write_text(content)
-    with pytest.raises(UserError, match=f"{begun.result}.*force=true"):
-        open_run(begun.path)
-
-
 def test_what_a_kill_left_is_removed_and_files_of_the_users_own_stay(begun: RunDir) -> None:
     of_a_kill = [begun.path / "checkpoints" / ".last.pt.abcd_efg.tmp",
                  begun.path / ".hydra" / ".config.yaml.3c4d.tmp"]  # fmt: skip
@@ -99,7 +75,9 @@ def test_what_a_kill_left_is_removed_and_files_of_the_users_own_stay(begun: RunD
 
 def test_a_folder_that_is_no_runs_is_left_as_it_is(tmp_path: Path) -> None:
     """Also where a kill came so early that nothing says yet that it is a run's."""
-    users = [tmp_path / name for name in ("samples/mine.png", "below/.config.json.5e6f.tmp", ".x.tmp")]
+    users = [
+        tmp_path / name for name in ("samples/mine.png", "below/.config.json.5e6f.tmp", ".x.tmp")
+    ]
     of_a_kill = [tmp_path / ".config.json.1a2b.tmp", tmp_path / ".hydra" / ".config.yaml.3c4d.tmp"]
     for path in [*users, *of_a_kill]:
         path.parent.mkdir(exist_ok=True)
@@ -108,9 +86,3 @@ def test_a_folder_that_is_no_runs_is_left_as_it_is(tmp_path: Path) -> None:
     opened.begin(RESULT)
     assert not any(path.exists() for path in of_a_kill)
     assert all(path.exists() for path in users)
-
-
-def test_runs_are_found_until_they_are_withdrawn(begun: RunDir, tmp_path: Path) -> None:
-    assert list(find_run_dirs(tmp_path)) == [begun]
-    withdraw(begun)
-    assert list(find_run_dirs(tmp_path)) == []
