@@ -1,7 +1,7 @@
 """Check a config before anything is built.
 
 Sections with a `_target_` are compared with the constructor's signature: its names, its types and
-the ranges in its annotations are the schema (docs/decisions/0004-settings-ranges-in-signatures.md).
+the ranges in its annotations are the schema (docs/decisions/0003-signatures-are-the-schema.md).
 """
 
 from __future__ import annotations

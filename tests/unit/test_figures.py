@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mosaickd.report.sample_grids import Unreadable, of_kind, read
 from PIL import Image
 from run_folders import owned
 from scipy.linalg import sqrtm
@@ -21,7 +22,6 @@ from mosaickd.engine.samples import Grid, save_grids
 from mosaickd.figures.__main__ import main
 from mosaickd.figures.domains import frechet_distance
 from mosaickd.figures.drawing import COLUMN, DOTS
-from mosaickd.report.sample_grids import Unreadable, of_kind, read
 
 WEIGHTS = {"adv": 1.0, "align": 1.0, "local": 1.0, "balance": 10.0}
 CLASSES = list("ABCDEF")
