@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from composing import compose_config, choices, composing
+from composing import choices, compose_config, composing
 from conftest import losses
 from omegaconf import OmegaConf
 from safetensors.torch import load_file

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from composing import compose_config, check, composing, own
+from composing import check, compose_config, composing, own
 from omegaconf import DictConfig, OmegaConf
 from tables import METHODS, Table, changed, small, state_of
 from torch import Tensor, nn
