@@ -16,17 +16,10 @@ import torch
 from omegaconf import DictConfig, open_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-<<<<<<< HEAD
-from benchmarks.harness import compose_config, finish, parse, parser
-from benchmarks.roofline import Work, work_of
-from benchmarks.subject import Ours, random_images
-from mosaickd.overrides import hydra_guard
-=======
 from benchmarks.harness import compose_config, new_parser, parse, report
 from benchmarks.roofline import Work, add_up
 from benchmarks.workload import Workload, random_data
-from mosaickd.cli import main_guard
->>>>>>> w-bench
+from mosaickd.overrides import hydra_guard
 
 COLUMNS = ("", "TFLOP", "GB", "floor ms", "GB, all fused", "floor ms, all fused")
 

@@ -20,14 +20,6 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-<<<<<<< HEAD
-from benchmarks.harness import choose, compose_config, finish, number, parse, parser
-from benchmarks.reference_loader import ReferenceLoaders
-from benchmarks.runs import RUN, Runs, temporary_runs
-from benchmarks.subject import Ours, now, random_images, resident_loader
-from mosaickd.data.loader import TestBatches
-from mosaickd.data.source import ImageSet
-=======
 from benchmarks import runs
 from benchmarks.harness import (
     add_image_options,
@@ -40,8 +32,6 @@ from benchmarks.harness import (
 )
 from benchmarks.reference import ReferenceLoaders
 from benchmarks.workload import Workload, random_data
-from mosaickd.cli import main_guard
->>>>>>> w-bench
 from mosaickd.engine.checkpoint import CheckpointWriter, save_checkpoint
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.engine.evaluate import evaluate

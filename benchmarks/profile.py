@@ -15,14 +15,6 @@ from omegaconf import DictConfig
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-<<<<<<< HEAD
-from benchmarks.harness import choose, compose_config, finish, parse, parser
-from benchmarks.subject import MODES, Ours, now, random_images, release
-from mosaickd.analysis import console
-from mosaickd.data.source import ImageSet
-from mosaickd.engine.device import choose_device
-from mosaickd.overrides import hydra_guard
-=======
 from benchmarks.harness import (
     add_image_options,
     compose_config,
@@ -32,10 +24,9 @@ from benchmarks.harness import (
     seconds_per_call,
 )
 from benchmarks.workload import MODES, Workload, random_data, release_memory
-from mosaickd.cli import main_guard
 from mosaickd.engine.device import choose_device
 from mosaickd.load_data import RunData
->>>>>>> w-bench
+from mosaickd.overrides import hydra_guard
 
 TOP = 25
 

@@ -22,16 +22,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from omegaconf import DictConfig
 
-<<<<<<< HEAD
-from benchmarks.harness import compose_config, finish, number, parse, parser
-from benchmarks.runs import RUN, Runs, metrics_of, temporary_runs
-from benchmarks.subject import Ours, random_images
-=======
 from benchmarks import runs
 from benchmarks.harness import compose_config, new_parser, number, parse, report, seconds_per_call
 from benchmarks.workload import Workload, random_data
-from mosaickd.cli import main_guard
->>>>>>> w-bench
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.metric_names import SECONDS_PER_STEP
@@ -133,6 +126,8 @@ def main() -> None:
     is_quickstart = not any(each.startswith(("method=", "experiment=")) for each in overrides)
     cfg = compose_config([*(["experiment=quickstart"] if is_quickstart else []), *overrides])
     device = choose_device(cfg.device)
+    if device.type == "cpu":  # batch norms are synchronised on CUDA only
+        overrides = ["train.sync_batch_norm=[]", *overrides]
     if device.type == "cuda" and torch.cuda.device_count() < counts[-1]:
         raise UserError(
             f"--processes: {counts[-1]} need as many CUDA devices, and there are "

@@ -20,16 +20,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-<<<<<<< HEAD
-from benchmarks.harness import choose, compose_config, finish, number, parse, parser
-from benchmarks.reference_loader import WORKERS, worker_activity
-from benchmarks.roofline import Peaks, Work, measure_peaks, work_of
-from benchmarks.subject import MODES, Memory, Ours, Reference, Subject, random_images, release
-from mosaickd.data.source import ImageSet
-from mosaickd.engine.device import choose_device, describe_device
-from mosaickd.errors import UserError
-from mosaickd.overrides import hydra_guard
-=======
 from benchmarks.harness import (
     add_image_options,
     compose_config,
@@ -42,10 +32,10 @@ from benchmarks.harness import (
 from benchmarks.reference import WORKERS, ReferenceWorkload
 from benchmarks.roofline import Peaks, Work, add_up, measure_peaks
 from benchmarks.workload import MODES, PeakMemory, Workload, random_data, release_memory
-from mosaickd.cli import main_guard
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.load_data import RunData
+from mosaickd.overrides import hydra_guard
 
 Row = dict[str, Any]
 
@@ -57,7 +47,6 @@ REFERENCE_COLUMNS = {
     "seconds_per_iteration": "reference_style_seconds",
     "seconds_waited": "reference_seconds_waited",
 }
->>>>>>> w-bench
 
 
 def main() -> None:

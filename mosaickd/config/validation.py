@@ -175,7 +175,9 @@ def _check_target(node: Any, path: str, kind: str) -> Callable[..., Any]:
         parameters = inspect.signature(target).parameters
     except ValueError as error:  # of some functions written in C
         raise UserError(f"{place} has no signature to check") from error
-    if kind == "reader" and (lacking := SUPPLIED["reader"] - {"max_broken"} - parameters.keys()):
+    if kind == "reader" and (
+        lacking := SUPPLIED["reader"] - {"max_broken", "progress"} - parameters.keys()
+    ):
         raise UserError(f"{place} is no reader: it does not take {sorted(lacking)}")
     if kind in KINDS:
         expected: Any = resolve(KINDS[kind], path)
