@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from composing import asked, choices, composing
+from composing import choices, compose_config, composing
 from conftest import losses
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from mosaickd import metric_names, teachers
-from mosaickd.config.schema import CONF, images_of, needs
+from mosaickd.config.schema import CONF, required_inputs, training_source
 from mosaickd.config.validation import validate
 from mosaickd.engine.checkpoint import load_checkpoint
 from mosaickd.engine.interruption import Interrupted, Interruption
@@ -60,7 +60,7 @@ def _composing() -> Iterator[None]:
 @cache
 def small(method: str) -> list[str]:
     """Return overrides that make a method's iteration short."""
-    cfg = asked(f"method={method}")
+    cfg = compose_config(f"method={method}")
     own = [f"{k}={v}" for k, v in SMALL.items() if OmegaConf.select(cfg, k) is not None]
     return [f"method={method}", "train.sync_batch_norm=[]", *own]
 
@@ -79,13 +79,13 @@ class House:
             *LETTERS, f"dataset.root={self.root}/glyphs", f"ood.root={self.root}/glyphs",
             "ood.reader.train_images=512", *overrides,
         ]  # fmt: skip
-        cfg = asked(*settings)
+        cfg = compose_config(*settings)
         validate(cfg)
         return launch(cfg, self.root / folder, interruption or Interruption())
 
     def taught(self, method: str) -> list[str]:
         """Return overrides of a small run, with the teacher where the method has one."""
-        if "teacher" not in needs(asked(f"method={method}")):
+        if "teacher" not in required_inputs(compose_config(f"method={method}")):
             return small(method)
         return [*small(method), f"teacher.checkpoint={self.root}/teacher.safetensors"]
 
@@ -141,13 +141,13 @@ def test_a_few_steps_of_each_method(house: House, method: str) -> None:
     assert run.checkpoint.exists()
     assert run.best_student.exists()
 
-    cfg = asked(f"method={method}")
+    cfg = compose_config(f"method={method}")
     makes_images = bool({"generator", "images"} & players)
     assert (metric_names.FAKE_CLASSES in logged) == makes_images
     grids = 0  # without a teacher to sort images by
-    if "teacher" in needs(cfg):
+    if "teacher" in required_inputs(cfg):
         grids = 2 if makes_images else 1
-        assert makes_images or images_of(cfg)
+        assert makes_images or training_source(cfg)
     assert len(list(run.sample_paths())) == grids
 
 

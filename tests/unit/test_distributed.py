@@ -27,7 +27,7 @@ from mosaickd.methods.base import Batch, Images, Latents
 
 #: Those that several processes can play together, with settings for a small table.
 SHAREABLE: dict[str, dict[str, Any]] = {
-    **{name: {} for name in METHODS.keys() - {"deepinv"}},
+    **{name: {} for name, method in METHODS.items() if method.supports_ddp},
     "crd": {"negatives": 4},
     "sskd": {"head_fraction": 0.5, "steps": 4},
 }
