@@ -286,15 +286,6 @@ def test_other_settings_in_the_same_folder_are_refused(house: House) -> None:
     assert watched.status == "finished", "how a run is watched makes it no other"
 
 
-def test_force_helps_where_the_message_says_so(house: House) -> None:
-    house.run("broken", "method=scratch", "train.steps=1")
-    house.at("broken").result.write_text('{"status": ')
-    with pytest.raises(UserError, match=r"result\.json.*force=true"):
-        house.run("broken", "method=scratch", "train.steps=1")
-    result = house.run("broken", "method=scratch", "train.steps=1", "force=true")
-    assert result.status == "finished"
-
-
 # ------------------------------------------------------------------------------------ bad settings
 
 
