@@ -69,7 +69,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's content, None where there is no file. Raises UserError for other files."""
+    """Return a JSON file's content, None where there is no file. Raises UserError otherwise."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

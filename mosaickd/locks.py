@@ -45,7 +45,7 @@ class InUse(UserError):
 
 
 class Lost(UserError):
-    """A folder that this process run_lock is gone, or another process's: nothing may be written."""
+    """A folder that this process held is gone, or taken over: nothing may be written."""
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def _acquire(lease: SoftFileLease) -> bool:
 
 
 def _touched(lease: SoftFileLease) -> tuple[int, int] | None:
-    """Return the lock file's inode, and its time, which each sign of life changes; None: no file."""
+    """Return the lock file's inode and its time, which each sign of life changes; None: no file."""
     try:
         status = os.stat(lease.lock_file)
     except FileNotFoundError:

@@ -58,7 +58,7 @@ def test_joblib_runs_all_cells_whatever_becomes_of_some_and_skips_them_again(
     command = sweep(cli, tiny, *JOBLIB, "seed=0,1")
     mixed = cli(*command, "train.batch_size=1000,16", code=1)
     finished = {"seed0-16": "finished", "seed1-16": "finished"}
-    assert statuses(cli) == finished | {"seed0-1000": "failed", "seed1-1000": "failed"}
+    assert statuses(cli) == finished, "those that can't begin leave no run"
     for seed in (0, 1):  # each failure is told, with its folder
         assert re.search(rf"seed{seed}-1000: .*train.batch_size", mixed.out)
     assert "error: " in mixed.err
@@ -88,7 +88,7 @@ def test_ctrl_c_stops_a_joblib_sweep_in_order_and_the_same_command_goes_on(
     assert not (home / "seed2-16" / "checkpoints").exists(), "what had not begun does not begin"
     for path in checkpoints:
         steps = read_json(path.parent.parent / "result.json")["steps"]
-        assert torch.load(path, weights_only=True)["progression"]["step"] == steps > 0
+        assert torch.load(path, weights_only=True)["state"]["step"] == steps > 0
 
     again = cli.start(*long)
     again.until(lambda: again.out.read_text().count("resumed at step") == 2)
