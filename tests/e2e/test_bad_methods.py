@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from conftest import Cli, Outcome, Tiny, read_json
 
@@ -17,93 +15,65 @@ def assert_one_line(outcome: Outcome, *words: str) -> None:
         assert word in line, line
 
 
-def slow(cases: Sequence[tuple[list[str], list[str]]]) -> list[object]:
-    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+Case = tuple[list[str], list[str]]  # overrides, and words of the message
 
 
-def named(cases: Sequence[tuple[list[str], list[str]]]) -> list[str]:
-    return [" ".join(overrides) for overrides, _ in cases]
+def cases(default: list[Case], *, slow: list[Case]) -> pytest.MarkDecorator:
+    """Parametrise a test: overrides, and words that the message must have."""
+    marked = [pytest.param(*case, marks=pytest.mark.slow) for case in slow]
+    ids = [" ".join(overrides) for overrides, _ in [*default, *slow]]
+    return pytest.mark.parametrize(("overrides", "words"), [*default, *marked], ids=ids)
 
 
-# ------------------------------------------------------------------- before anything is composed
-
-UNKNOWN = [
-    (["method=kd", "ood=null"], ["ood is null", "svhn"]),
-    (["sweep=table1_cifar11"], ["table1_cifar11", "did you mean table1_cifar10", "table1_svhn"]),
-    (["ablation=no_locall"], ["no_locall", "did you mean no_local", "patch_image"]),
-]
-ALSO_UNKNOWN = [
-    (["-m", "sweep=table1_cifar11"], ["table1_cifar11", "did you mean table1_cifar10"]),
-    (["ablation=xyz"], ["ablation has no option 'xyz'", "no_adv", "patch4"]),
-    (["teacher=null"], ["teacher is null", "wrn40_2"]),
-    (["-m", "method=kd", "ood=svhn,null"], ["ood=svhn,null", "null is no choice among others"]),
-    (["sweep=table1_svhn,table1_cifar10"], ["one sweep at a time"]),
-]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"), [*UNKNOWN, *slow(ALSO_UNKNOWN)], ids=named(UNKNOWN + ALSO_UNKNOWN)
+@cases(
+    [
+        (["method=kd", "ood=null"], ["ood is null", "svhn"]),
+        (["sweep=table1_cifar11"], ["table1_cifar11", "did you mean table1_cifar10"]),
+    ],
+    slow=[
+        (["ablation=no_locall"], ["no_locall", "did you mean no_local", "patch_image"]),
+        (["teacher=null"], ["teacher is null", "wrn40_2"]),
+        (["-m", "method=kd", "ood=svhn,null"], ["ood=svhn,null", "null is no choice among others"]),
+        (["sweep=table1_svhn,table1_cifar10"], ["one sweep at a time"]),
+    ],
 )
-def test_choices_that_there_are_not(cli: Cli, arguments: list[str], said: list[str]) -> None:
-    assert_one_line(cli(*arguments, code=2), *said)
+def test_choices_that_there_are_not(cli: Cli, overrides: list[str], words: list[str]) -> None:
+    assert_one_line(cli(*overrides, code=2), *words)
     assert not list(cli.folder.iterdir())
 
 
-# --------------------------------------------------------------------- before anything is loaded
-
-IGNORED = [
-    (["method=dfq", "ood=svhn"], ["ood", "method=dfq", "leave it out"]),
-    (["method=dfq", "ood.limit=5"], ["ood.limit", "method=dfq", "leave it out"]),
-    (["method=kd", "ood=null", "hydra.run.dir=run"], ["out-of-domain", "ood=NAME", "dfq"]),
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("overrides", "said"), IGNORED, ids=named(IGNORED))
-def test_images_where_there_can_be_none(cli: Cli, overrides: list[str], said: list[str]) -> None:
-    assert_one_line(cli(*overrides, "tracker=none", code=1), *said)
-
-
-@pytest.mark.slow
-def test_a_data_free_method_can_be_told_that_there_are_no_images(cli: Cli, tiny: Tiny) -> None:
+def test_a_data_free_method_runs_without_images(cli: Cli, tiny: Tiny) -> None:
     own = ["method=dfq", "ood=null", "train.steps=1", "train.batch_size=8", "dataset=letters"]
     teacher = ["teacher=wrn16_2", f"teacher.checkpoint={tiny.teacher}", *tiny.source("dataset")]
     cli(*own, *teacher, "generator.width=8", "tracker=none", "hydra.run.dir=run")
     assert (cli.folder / "run" / "student.safetensors").exists()
 
 
-# -------------------------------------------------------------------- before anything is trained
-
-PARTS = [
-    (
-        ["method=fitnet", "student.features=[block1,nonsense]"],
-        ["student.features", "'nonsense'", "block1, block2, block3", "fc"],
-    ),
-]
-ALSO_PARTS = [
-    (["method=rkd", "student.embedding=nope"], ["student.embedding", "'nope'", "block3", "fc"]),
-    (["method=rkd", "teacher.embedding=null"], ["teacher.embedding is missing", "method=rkd"]),
-    (["method=fitnet", "method.stage=9"], ["method.stage is 9", "3 stages", "student.features"]),
-    (["method=fitnet", "method.stage=0"], ["method.stage", ">= 1"]),
-    (
-        ["method=zskt", "teacher=vgg11"],
-        ["method.attention", "student has 3", "teacher 4", "method.attention=0"],
-    ),
-    (["method=dfq", "train.epoch_steps=null", "train.steps=null"],
-     ["method=dfq", "train.epoch_steps", "train.steps"]),
-    (["method=crd", "ood.limit=1", "train.batch_size=1"], ["method=crd", "one is too few"]),
-    (["method=deepinv", "method.pool_size=5"], ["method.pool_size", "16"]),
-    (["method=balanced", "train.batch_size=65"], ["train.batch_size", "65", "strokes", "64"]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"), [*PARTS, *slow(ALSO_PARTS)], ids=named(PARTS + ALSO_PARTS)
-)
-def test_parts_that_do_not_fit(cli: Cli, tiny: Tiny, overrides: list[str], said: list[str]) -> None:
+@cases(
+    [
+        (
+            ["method=fitnet", "student.features=[block1,nonsense]"],
+            ["student.features", "'nonsense'", "block1, block2, block3", "fc"],
+        ),
+    ],
+    slow=[
+        (["method=rkd", "teacher.embedding=null"], ["teacher.embedding is missing", "method=rkd"]),
+        (["method=fitnet", "method.stage=9"], ["method.stage is 9", "3 stages"]),
+        (["method=zskt", "teacher=vgg11"], ["method.attention", "student has 3", "teacher 4"]),
+        (["method=dfq", "train.epoch_steps=null", "train.steps=null"],
+         ["method=dfq", "train.epoch_steps", "train.steps"]),
+        (["method=crd", "ood.limit=1", "train.batch_size=1"], ["method=crd", "one is too few"]),
+        (["method=balanced", "train.batch_size=65"], ["train.batch_size", "65", "strokes", "64"]),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit(
+    cli: Cli, tiny: Tiny, overrides: list[str], words: list[str]
+) -> None:
+    """Before a teacher is trained."""
     own = tiny.experiment(cli.folder, STEPS, "hydra.run.dir=run")
-    assert_one_line(cli(*own, *overrides, code=1), *said)
-    assert not list(cli.folder.rglob("*-training")), "found before a teacher was trained"
+    assert_one_line(cli(*own, *overrides, code=1), *words)
+    assert not list(cli.folder.rglob("*-training"))
     assert not (cli.folder / "run" / "metrics.jsonl").exists()
 
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from mosaickd import metric_names, teachers
-from mosaickd.config.schema import CONF, images_of, needs
+from mosaickd.config.schema import CONF, required_inputs, training_source
 from mosaickd.config.validation import validate
 from mosaickd.engine.checkpoint import load_checkpoint
 from mosaickd.engine.interruption import Interrupted, Interruption
@@ -85,7 +85,7 @@ class House:
 
     def taught(self, method: str) -> list[str]:
         """Return overrides of a small run, with the teacher where the method has one."""
-        if "teacher" not in needs(compose_config(f"method={method}")):
+        if "teacher" not in required_inputs(compose_config(f"method={method}")):
             return small(method)
         return [*small(method), f"teacher.checkpoint={self.root}/teacher.safetensors"]
 
@@ -145,9 +145,9 @@ def test_a_few_steps_of_each_method(house: House, method: str) -> None:
     makes_images = bool({"generator", "images"} & players)
     assert (metric_names.FAKE_CLASSES in logged) == makes_images
     grids = 0  # without a teacher to sort images by
-    if "teacher" in needs(cfg):
+    if "teacher" in required_inputs(cfg):
         grids = 2 if makes_images else 1
-        assert makes_images or images_of(cfg)
+        assert makes_images or training_source(cfg)
     assert len(list(run.sample_paths())) == grids
 
 
@@ -223,7 +223,7 @@ def test_what_one_run_leaves_can_teach_the_next(house: House, product: str) -> N
 
 
 class AtCheck(Interruption):
-    """Is compose_config to stop at the n-th time that someone asks."""
+    """Is asked to stop at the n-th time that someone asks."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class AtCheck(Interruption):
             raise Interrupted(15)
 
 
-# A run of four steps that evaluates at steps 2 and 4 is compose_config after each step.
+# A run of four steps that evaluates at steps 2 and 4 is asked after each step.
 @pytest.mark.parametrize(
     ("method", "number"),
     [*[("mosaic", n) for n in (1, 2, 3, 4)], *[(m, 3) for m in METHODS if m != "mosaic"],
@@ -284,15 +284,6 @@ def test_other_settings_in_the_same_folder_are_refused(house: House) -> None:
         house.run("mine", "method=scratch", "train.steps=2", "seed=1")
     watched = house.run("mine", "method=scratch", "train.steps=2", "train.log_every=1")
     assert watched.status == "finished", "how a run is watched makes it no other"
-
-
-def test_force_helps_where_the_message_says_so(house: House) -> None:
-    house.run("broken", "method=scratch", "train.steps=1")
-    house.at("broken").result.write_text('{"status": ')
-    with pytest.raises(UserError, match=r"result\.json.*force=true"):
-        house.run("broken", "method=scratch", "train.steps=1")
-    result = house.run("broken", "method=scratch", "train.steps=1", "force=true")
-    assert result.status == "finished"
 
 
 # ------------------------------------------------------------------------------------ bad settings

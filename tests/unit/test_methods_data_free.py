@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from recipes import ADAM, COSINE, GAN_ADAM, SGD, departures
-from tables import BATCH, CPU, Classifier, Table, inputs_of, outputs_of
-from torch import Tensor, nn
+from tables import Table, inputs_of, outputs_of
+from torch import nn
 
-from mosaickd.methods.base import Latents
-from mosaickd.methods.zskt import ZSKT
-from mosaickd.models.generator import Generator
+from mosaickd.losses import (
+    attention_transfer,
+    class_balance,
+    kl_divergence,
+    one_hot,
+    statistics_distance,
+)
 
 DATA_FREE: dict[str, Any] = {"train.epochs": 200, "train.steps": None}
 ONCE_AN_EPOCH = {"_target_": COSINE, "stairs": 200}  # the rate falls once an epoch
@@ -79,164 +82,103 @@ def test_cmis_dfq_is_an_option() -> None:
     assert departures(recipe, "experiment=dfq_cmi") == {}
 
 
-def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> float:
-    """Of the student's from the teacher's probabilities, in float64."""
-    p = (teacher.double() / temperature).softmax(1)
-    q = (student.double() / temperature).softmax(1)
-    return float((p * (p / q).log()).sum() / len(p) * temperature**2)
+def values(turn: Any) -> dict[str, float]:
+    return {name: value.item() for name, value in turn.losses.items()}
 
 
-def certainty(teacher: Tensor) -> float:
-    return -float(teacher.double().softmax(1).amax(1).log().mean())
-
-
-def imbalance(teacher: Tensor, base: float) -> float:
-    mean = teacher.double().softmax(1).mean(0)
-    return sum(p * math.log(p, base) for p in mean.tolist())
-
-
-def batch_norm_inputs(network: nn.Module) -> list[list[Tensor]]:
-    """For each batch norm, what it is given from now on."""
-    return [inputs_of(m) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-
-
-def remembered(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    return [(n.running_mean.double(), n.running_var.double()) for n in norms]  # type: ignore[union-attr]
-
-
-# -------------------------------------------------------------------------------------------- DFQ
-
-
-@pytest.mark.parametrize("log_base", [10.0, math.e])
-def test_dfqs_losses_are_the_formulas_of_what_the_networks_said(log_base: float) -> None:
-    table = Table(
-        "dfq", adv=2.0, oh=3.0, ie=5.0, bn=0.5, student_steps=1, temperature=4.0, log_base=log_base
+def test_dfqs_losses_are_the_equations_of_what_the_networks_gave_out() -> None:
+    weights = {"adv": 2.0, "oh": 3.0, "ie": 5.0, "bn": 0.5}
+    at = Table("dfq", **weights, student_steps=1, temperature=4.0, log_base=7.0)
+    teacher, student = outputs_of(at.teacher), outputs_of(at.student)
+    norms: list[Any] = [m for m in at.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    inputs = [inputs_of(norm) for norm in norms]
+    generator, distilled = at.play(1)
+    channels = [x[0].transpose(0, 1).flatten(1) for x in inputs]
+    means = [x.mean(1) for x in channels], [norm.running_mean for norm in norms]
+    variances = [x.var(1, unbiased=True) for x in channels], [norm.running_var for norm in norms]
+    expected = {
+        "adv": -kl_divergence(student[0], teacher[0]).item(),
+        "oh": one_hot(teacher[0]).item(),
+        "ie": class_balance(teacher[0], 7.0).item(),
+        "bn": sum(statistics_distance(*pair, by_layer=False).item() for pair in (means, variances)),
+    }
+    assert values(generator) == pytest.approx(expected, rel=1e-4)
+    assert (generator.weights, distilled.weights) == (weights, {"kd": 1.0})
+    assert values(distilled)["kd"] == pytest.approx(
+        kl_divergence(student[1], teacher[1], 4.0).item()
     )
-    teacher, student = outputs_of(table.teacher), outputs_of(table.student)
-    given = batch_norm_inputs(table.teacher)
-    generator, distilled = table.trainer.play_turns({})
-    means, variances = [], []
-    for (x, *_), (mean, var) in zip(given, remembered(table.teacher), strict=True):
-        x = x.double().transpose(0, 1).flatten(1)
-        means.append(x.mean(1) - mean)
-        variances.append(x.var(1, unbiased=True) - var)
+
+
+def test_dafls_losses_are_the_equations_of_what_the_teacher_gave_out() -> None:
+    weights = {"oh": 2.0, "balance": 3.0, "act": 0.5}
+    at = Table("dafl", **weights, student_steps=1, temperature=4.0)
+    teacher, embedding = outputs_of(at.teacher), inputs_of(at.teacher.fc)
+    student = outputs_of(at.student)
+    generator, distilled = at.play(1)
     expected = {
-        "adv": -kl(student[0], teacher[0]),
-        "oh": certainty(teacher[0]),
-        "ie": imbalance(teacher[0], log_base),
-        "bn": float(torch.cat(means).norm() + torch.cat(variances).norm()),
+        "oh": one_hot(teacher[0]).item(),
+        "balance": class_balance(teacher[0], math.e).item(),
+        "act": -embedding[0].abs().mean().item(),
     }
-    assert {k: v.item() for k, v in generator.losses.items()} == pytest.approx(expected, rel=1e-4)
-    assert generator.weights == {"adv": 2.0, "oh": 3.0, "ie": 5.0, "bn": 0.5}
-    assert distilled.losses["kd"].item() == pytest.approx(kl(student[1], teacher[1], 4.0), rel=1e-4)
-
-
-def test_dfqs_student_sees_fresh_fakes_at_each_step_and_gradients_end_there() -> None:
-    table = Table("dfq", student_steps=3)
-    painted, seen = outputs_of(table.generator), inputs_of(table.student)
-    table.trainer.play_turns({})
-    assert len(painted) == len(seen) == 4
-    assert all(not torch.equal(a, b) for a, b in pairwise(painted))
-    for image, network_input in zip(painted, seen, strict=True):
-        assert torch.equal(table.normalize(image), network_input), "in-domain statistics"
-
-
-# ------------------------------------------------------------------------------------------- DAFL
-
-
-def test_dafls_losses_are_the_formulas_of_what_the_teacher_said() -> None:
-    table = Table("dafl", oh=2.0, balance=3.0, act=0.5, student_steps=1, temperature=4.0)
-    teacher, embedding = outputs_of(table.teacher), inputs_of(table.teacher.fc)
-    student = outputs_of(table.student)
-    generator, distilled = table.trainer.play_turns({})
-    expected = {
-        "oh": certainty(teacher[0]),
-        "balance": imbalance(teacher[0], math.e),
-        "act": -float(embedding[0].double().abs().mean()),
-    }
-    assert {k: v.item() for k, v in generator.losses.items()} == pytest.approx(expected, rel=1e-4)
-    assert generator.weights == {"oh": 2.0, "balance": 3.0, "act": 0.5}
+    assert values(generator) == pytest.approx(expected, rel=1e-4)
+    assert generator.weights == weights
     assert len(student) == 1, "the generator doesn't ask the student"
-    assert distilled.losses["kd"].item() == pytest.approx(kl(student[0], teacher[1], 4.0), rel=1e-4)
+    assert values(distilled)["kd"] == pytest.approx(
+        kl_divergence(student[0], teacher[1], 4.0).item()
+    )
 
 
-# ------------------------------------------------------------------------------------------- ZSKT
-
-
-def test_zskts_student_learns_on_the_same_images_after_the_generator_moved() -> None:
-    table = Table("zskt", student_steps=3)
-    seen, painted = inputs_of(table.student), outputs_of(table.generator)
-    noise = inputs_of(table.generator)
-    outputs = table.trainer.play_turns({})
-    assert [turn.player for turn in outputs] == ["generator", "student", "student", "student"]
-    of_generator, *of_student = seen
-    assert len(painted) == 2, "painted before and after the generator's step"
-    assert torch.equal(noise[0], noise[1]), "the same latents"
-    assert not torch.equal(painted[0], painted[1]), "other images: the generator has moved"
-    assert len(of_student) == 3
-    for images in of_student:
-        assert torch.equal(images, of_student[0])
-        assert not torch.equal(images, of_generator)
-
-
-def test_with_fresh_each_of_zskts_student_steps_has_images_of_its_own() -> None:
-    table = Table("zskt", student_steps=3, fresh=True)
-    seen, noise = inputs_of(table.student), inputs_of(table.generator)
-    table.trainer.play_turns({})
-    assert len(noise) == 4
-    for values in (seen, noise):
-        assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[i + 1 :])
-
-
-def test_zskts_losses_are_the_formulas_of_what_the_networks_said() -> None:
-    table = Table("zskt", student_steps=1, temperature=3.0, attention=7.0)
-    teacher, student = outputs_of(table.teacher), outputs_of(table.student)
-    stages = [
-        (
-            outputs_of(table.student.get_submodule(path)),
-            outputs_of(table.teacher.get_submodule(path)),
-        )
-        for path in ("stage1", "stage2")
-    ]
-    generator, distilled = table.trainer.play_turns({})
-    assert generator.losses.keys() == {"adv"}
-    assert generator.losses["adv"].item() == pytest.approx(-kl(student[0], teacher[0]), rel=1e-4)
-    attention = 0.0
-    for ours, theirs in stages:
-        maps = [
-            F.normalize(f[1].double().square().mean(1).flatten(1), dim=1) for f in (ours, theirs)
-        ]
-        attention += float((maps[0] - maps[1]).square().mean())
-    expected = {"kd": kl(student[1], teacher[1], 3.0), "attention": attention}
-    assert {k: v.item() for k, v in distilled.losses.items()} == pytest.approx(expected, rel=1e-4)
+def test_zskts_losses_are_the_equations_of_what_the_networks_gave_out() -> None:
+    at = Table("zskt", student_steps=1, temperature=3.0, attention=7.0)
+    networks = (at.student, at.teacher)
+    student, teacher = (outputs_of(network) for network in networks)
+    stages = [[outputs_of(n.stage1), outputs_of(n.stage2)] for n in networks]
+    generator, distilled = at.play(1)
+    attention = attention_transfer(*[[stage[1] for stage in network] for network in stages])
+    assert values(generator) == {
+        "adv": pytest.approx(-kl_divergence(student[0], teacher[0]).item())
+    }
+    kd = kl_divergence(student[1], teacher[1], 3.0).item()
+    assert values(distilled) == pytest.approx({"kd": kd, "attention": attention.item()}, rel=1e-4)
     assert distilled.weights == {"kd": 1.0, "attention": 7.0}
 
 
-class WithStages:
-    """A probe of so many stages."""
+@pytest.mark.parametrize("name", ["dfq", "dafl"])
+def test_the_student_sees_fresh_fakes_at_each_step(name: str) -> None:
+    at = Table(name, student_steps=3)
+    fakes, inputs = outputs_of(at.generator), inputs_of(at.student)
+    at.play(1)
+    assert len(fakes) == 4
+    assert all(not torch.equal(a, b) for a, b in pairwise(fakes))
+    for images, network_input in zip(fakes[1:], inputs[-3:], strict=True):
+        assert torch.equal(at.normalize(images), network_input), "in-domain statistics"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_zskts_student_learns_on_the_same_latents_after_the_generator_moved(fresh: bool) -> None:
+    at = Table("zskt", student_steps=3, fresh=fresh)
+    fakes, noise = outputs_of(at.generator), inputs_of(at.generator)
+    inputs = inputs_of(at.student)
+    at.play(1)
+    first, *others = inputs
+    assert len(others) == 3
+    assert not torch.equal(fakes[0], fakes[1]), "other images: the generator has moved"
+    assert torch.equal(noise[0], noise[1]) is not fresh
+    assert len(fakes) == (4 if fresh else 2)
+    assert torch.equal(others[0], others[1]) is not fresh
+    assert not torch.equal(first, others[0])
+
+
+class Stages:
+    """Features of so many stages, which can't be taken."""
 
     def __init__(self, count: int) -> None:
         self.shapes = [(8, 4, 4)] * count
 
 
-def zskt(**changes: Any) -> ZSKT:
-    settings: dict[str, Any] = {
-        "student": Classifier(), "teacher": Classifier(), "student_features": WithStages(3),
-        "teacher_features": WithStages(4), "generator": Generator(image_size=8, width=4),
-        "normalize": nn.Identity(), "latents": Latents(100, CPU, 0), "batch_size": BATCH,
-    }  # fmt: skip
-    return ZSKT(**(settings | changes))
-
-
 def test_zskt_compares_as_many_stages_of_student_and_teacher() -> None:
+    stages: dict[str, Any] = {"student_features": Stages(3), "teacher_features": Stages(4)}
     with pytest.raises(ValueError, match=r"student has 3 and the teacher 4.*method\.attention=0"):
-        zskt()
-    assert zskt(student_features=WithStages(4)).attention == 250.0
-
-
-def test_without_attention_zskt_takes_no_features_and_any_pair_will_do() -> None:
-    method = zskt(attention=0.0)  # its probes cannot even be called
-    turns = method.turns({})
-    assert next(turns).losses.keys() == {"adv"}
-    assert next(turns).losses.keys() == {"kd"}
+        Table("zskt", **stages)
+    _, *students = Table("zskt", **stages, attention=0.0, student_steps=1).play(1)
+    assert [turn.losses.keys() for turn in students] == [{"kd"}], "features are not taken"
