@@ -66,7 +66,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 # ------------------------------------------------------------------------------------- training
 
 
-def train(name: str, iterations: int = 20) -> dict[str, Any]:
+def train(name: str, iterations: int = 6) -> dict[str, Any]:
     """Train on this rank's part of every batch.
 
     Return what the players have learned, and the gradients of the first turn before and after they
