@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mosaickd.cli import describe_os_error, main_guard
 from mosaickd.errors import UserError
 from mosaickd.figures import ablations, animation, curves, domains, drawing, embedding, samples
 from mosaickd.figures.drawing import Drawing
 from mosaickd.figures.runs import Chosen, choose
-from mosaickd.programs import ending, told
 from mosaickd.report.labels import shown
 
 MOST = 100_000  # images, classes, pixels
@@ -62,7 +62,7 @@ FIGURES: dict[str, tuple[str, bool, Draw]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, print the files' paths; exit with 1 and a message where nothing can be drawn."""
     options = parser().parse_args(argv)
-    with ending():
+    with main_guard():
         if getattr(options, "allow_targets", None):  # the user's own code may lie here
             sys.path.append(os.getcwd())
         if options.name == "animation":
@@ -148,7 +148,7 @@ def _animate(options: argparse.Namespace) -> None:
             failed.append(str(error))
             continue
         except OSError as error:
-            failed.append(told(error))
+            failed.append(describe_os_error(error))
             continue
         _tell(notes)
         print(shown(path))

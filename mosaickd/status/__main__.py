@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from mosaickd.cli import main_guard
 from mosaickd.errors import UserError
 from mosaickd.locks import HEARTBEAT
-from mosaickd.programs import ending
 from mosaickd.report.finding import about_links, check_folders, linked_folders
 from mosaickd.status.runs import survey
 from mosaickd.status.show import as_json, overview
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a run")
     arguments = parser.parse_args(argv)
-    with ending():
+    with main_guard():
         check_folders(arguments.folders)
         tell_of_links(arguments.folders)
         if arguments.watch is None:

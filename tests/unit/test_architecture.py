@@ -42,7 +42,7 @@ ALLOWED = {
 }
 #: These build runs, or read commands, and see everything; of the others, only `config` knows Hydra.
 TOP = {"launch", "load_data", "components", "teachers", "tracking", "loaded_run",
-       "cli", "task", "sweep"}  # fmt: skip
+       "cli", "overrides", "task", "sweep"}  # fmt: skip
 #: Programs for people: they read run folders, by `analysis`.
 PROGRAMS = {
     "report": {"analysis", "errors", "cli"},
