@@ -310,5 +310,5 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def losses(line: dict[str, Any]) -> dict[str, float]:
-    """Return the losses in a line of metrics.jsonl by player/name; of an evaluation's line, none."""
+    """Return the losses in a line of metrics.jsonl, by player/name."""
     return {k.removeprefix("loss/"): v for k, v in line.items() if k.startswith("loss/")}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     return home
 
 
+def written_after(path: Path, start: float) -> bool:
+    return path.exists() and path.stat().st_mtime > start
+
+
 def assert_same_run(folder: Path, undisturbed: Path) -> None:
     """Students, pictures, losses and results are those of the undisturbed run, bit for bit."""
     ours, theirs = outputs_of(folder), outputs_of(undisturbed)
@@ -56,11 +62,10 @@ def test_a_signal_stops_it_in_order_and_not_a_step_is_lost(
     forked: Forked, same: list[str], undisturbed: Path
 ) -> None:
     folder = forked.folder / "run"
+    checkpoint = folder / "checkpoints" / "last.pt"
     for number, code in ((signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        checkpoint = folder / "checkpoints" / "last.pt"
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         run = forked.start(*same)
-        run.until(lambda b=before: checkpoint.exists() and checkpoint.stat().st_mtime_ns > b)  # type: ignore[misc]
+        run.until(partial(written_after, checkpoint, time.time()))
         outcome = run.send(number)
         assert outcome.code == code, outcome.text
         assert "Traceback" not in outcome.text

@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
+from composing import compose_config, composing
 from omegaconf import DictConfig
+from tables import METHODS, small
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from mosaickd.components import Components, build_components, build_players
-from mosaickd.config import schema as config
 from mosaickd.engine.device import compile_network
 from mosaickd.engine.trainer import Trainer
 from mosaickd.methods.base import Images
@@ -46,12 +44,12 @@ def test_a_frozen_network_computes_the_same_with_and_without_gradients() -> None
             torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-4)
         gradients = []
         for network in (plain, compiled):
-            seen = images.clone().requires_grad_()
-            gradients.append(torch.autograd.grad(network(seen).square().sum(), seen)[0])
+            x = images.clone().requires_grad_()
+            gradients.append(torch.autograd.grad(network(x).square().sum(), x)[0])
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
-def test_a_learning_network_is_not_frozen() -> None:
+def test_weights_of_a_network_that_learns_are_no_constants() -> None:
     network, images = classifier().eval(), torch.randn(4, 3, 16, 16)
     compile_network(network, frozen=False)
     with torch.no_grad():
@@ -61,25 +59,13 @@ def test_a_learning_network_is_not_frozen() -> None:
     assert all(not name.startswith("_orig_mod") for name in network.state_dict())
 
 
-# ---------------------------------------------------------------------------- with a look inside
+# ------------------------------------------------------------------------------ features, methods
 
 
 @pytest.fixture
-def _hydra() -> Iterator[None]:
-    config.register()
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+def _composing() -> Iterator[None]:
+    with composing():
         yield
-
-
-FEW_STEPS = {
-    **{name: ["method.student_steps=2"] for name in ("mosaic", "dfq", "dafl", "zskt")},
-    "crd": ["method.negatives=20"],
-    "deepinv": ["method.inversion_steps=2", "method.student_steps=1"],
-    "sskd": ["method.head_fraction=0.5"],
-}
-METHODS = ["scratch", "kd", "balanced", "fitnet", "rkd", *FEW_STEPS]
 
 
 def components_of(method: str, *, compiled: bool) -> tuple[DictConfig, Components]:
@@ -89,15 +75,16 @@ def components_of(method: str, *, compiled: bool) -> tuple[DictConfig, Component
     """
     torch.compiler.reset()
     counters.clear()
-    small = {"mosaic": ["generator=small", "discriminator=small"], "dfq": ["generator=small"],
-             "dafl": ["generator=small"]}  # fmt: skip
+    networks = {"mosaic": ["generator=small", "discriminator=small"], "dfq": ["generator=small"],
+                "dafl": ["generator=small"]}  # fmt: skip
+    settings = [f"method.{key}={value}" for key, value in small(method).items() if key != "dim"]
     overrides = [
         "dataset=letters", "ood=strokes", "teacher=wrn16_1", "student=wrn16_1", "teacher.depth=10",
         "student.depth=10", f"train.batch_size={BATCH}", f"train.compile={compiled}",
-        "train.channels_last=false", f"method={method}", *small.get(method, []),
-        *FEW_STEPS.get(method, []),
+        "train.channels_last=false", f"method={method}", *networks.get(method, []),
+        *settings,
     ]  # fmt: skip
-    cfg = compose("config", overrides=overrides)
+    cfg = compose_config(*overrides)
     components = build_components(
         cfg, device=torch.device("cpu"), num_classes=CLASSES, instances=INSTANCES, steps=STEPS
     )
@@ -113,35 +100,35 @@ def assert_all_compiled() -> None:
     assert not counters["graph_break"], dict(counters["graph_break"])
 
 
-@pytest.mark.usefixtures("_hydra")
+@pytest.mark.usefixtures("_composing")
 def test_features_of_compiled_networks_are_those_of_eager_ones() -> None:
-    taken: list[list[Tensor]] = []
+    results: list[list[Tensor]] = []
     for compiled in (False, True):
         method: Any = components_of("fitnet", compiled=compiled)[1].method
-        seen = images().requires_grad_()
-        logits, features = method.student_features(seen)
-        (slope,) = torch.autograd.grad(features[1].square().mean() + logits.square().mean(), seen)
+        x = images().requires_grad_()
+        logits, features = method.student_features(x)
+        (slope,) = torch.autograd.grad(features[1].square().mean() + logits.square().mean(), x)
         with torch.no_grad():
-            theirs, teachers = method.teacher_features(seen)
-        taken.append([logits, *features, slope, theirs, *teachers])
+            theirs, teachers = method.teacher_features(x)
+        results.append([logits, *features, slope, theirs, *teachers])
     assert_all_compiled()
-    assert len(taken[0]) == 9
-    for eager, compiled_one in zip(*taken, strict=True):
+    assert len(results[0]) == 9
+    for eager, compiled_one in zip(*results, strict=True):
         torch.testing.assert_close(compiled_one, eager, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.usefixtures("_hydra")
+@pytest.mark.usefixtures("_composing")
 def test_statistics_in_a_compiled_teacher_are_those_in_an_eager_one() -> None:
-    taken: list[list[Tensor]] = []
+    results: list[list[Tensor]] = []
     for compiled in (False, True):
         method: Any = components_of("dfq", compiled=compiled)[1].method
-        seen = images().requires_grad_()
-        logits, statistics = method.teacher_bn_stats(seen)
-        (slope,) = torch.autograd.grad(sum(var.sum() for _, var, _, _ in statistics), seen)
-        taken.append([logits, slope, *(tensor for layer in statistics for tensor in layer)])
+        x = images().requires_grad_()
+        logits, statistics = method.teacher_bn_stats(x)
+        (slope,) = torch.autograd.grad(sum(var.sum() for _, var, _, _ in statistics), x)
+        results.append([logits, slope, *(tensor for layer in statistics for tensor in layer)])
     assert_all_compiled()
-    assert len(taken[0]) == 2 + 4 * 7, "seven batch norms"
-    for eager, compiled_one in zip(*taken, strict=True):
+    assert len(results[0]) == 2 + 4 * 7, "seven batch norms"
+    for eager, compiled_one in zip(*results, strict=True):
         torch.testing.assert_close(compiled_one, eager, rtol=1e-3, atol=1e-4)
 
 
@@ -150,7 +137,7 @@ def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
     cfg, components = components_of(method, compiled=compiled)
     trainer = Trainer(components.method, build_players(cfg, components.method, STEPS))
     trainer.train_mode()
-    found = []
+    entries = []
     for step in range(STEPS):
         indices = (torch.arange(BATCH) + BATCH * step) % INSTANCES
         batch = {
@@ -158,17 +145,17 @@ def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
             for name, s in components.method.streams.items()
         }
         for turn in trainer.train_step(batch):
-            found += [(turn.player, name, float(v)) for name, v in turn.losses.items()]
-    return found
+            entries += [(turn.player, name, float(v)) for name, v in turn.losses.items()]
+    return entries
 
 
-@pytest.mark.usefixtures("_hydra")
+@pytest.mark.usefixtures("_composing")
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_plays_the_same_game_with_traced_networks(
+def test_each_method_computes_the_same_with_traced_networks(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced with the hooks of its probes and then computed eagerly: what takes minutes, to
-    generate code, is the same for all methods."""
+    """Traced with the hooks of its feature extractors, then computed eagerly: to generate code takes
+    minutes, and is the same for all methods."""
     compile_in_place = nn.Module.compile
 
     def trace(network: nn.Module, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""The same game on CUDA: eager, compiled, captured; resumed bit for bit."""
+"""Training on CUDA: eager, compiled, captured; resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ METHODS = {
         for name in ("dfq", "dafl", "zskt", "balanced", "fitnet", "rkd", "crd")
     },
 }  # fmt: skip
-UNIFORM = sorted(METHODS.keys() - {"deepinv", "sskd"})
+CAPTURABLE = sorted(METHODS.keys() - {"deepinv", "sskd"})
 
 
 def run(folder: Path, *overrides: str) -> dict[str, object]:
@@ -51,13 +51,13 @@ def rates(line: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_plays_on_cuda(tmp_path: Path, method: str) -> None:
+def test_each_method_trains_on_cuda(tmp_path: Path, method: str) -> None:
     result = run(tmp_path / "run", *METHODS[method], "train.steps=3")
     assert result["status"] == "finished"
     assert torch.cuda.get_device_name() in str(result["device"])
 
 
-@pytest.mark.parametrize("method", UNIFORM)
+@pytest.mark.parametrize("method", CAPTURABLE)
 def test_each_method_whose_iterations_are_alike_is_captured(tmp_path: Path, method: str) -> None:
     """Three iterations before, one to capture, two to replay."""
     settings = ["train.steps=6", "train.log_every=1", "train.cuda_graph=true"]
@@ -69,7 +69,7 @@ def test_each_method_whose_iterations_are_alike_is_captured(tmp_path: Path, meth
     assert outputs[4] != outputs[5], "a replay is a new iteration, not the same again"
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(UNIFORM)))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(CAPTURABLE)))
 def test_a_method_in_phases_is_not_captured_and_says_so(tmp_path: Path, method: str) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         run(tmp_path / "run", *METHODS[method], "train.steps=6", "train.cuda_graph=true")

@@ -45,8 +45,8 @@ TOP = {"launch", "load_data", "components", "teachers", "tracking", "loaded_run"
        "cli", "overrides", "task", "sweep"}  # fmt: skip
 #: Programs for people: they read run folders, by `analysis`.
 PROGRAMS = {
-    "report": {"analysis", "errors", "cli"},
-    "figures": {"analysis", "errors", "cli", "loaded_run"},
+    "report": {"analysis", "errors", "files", "cli"},
+    "figures": {"analysis", "errors", "files", "cli", "loaded_run"},
     "status": {"analysis", "errors", "cli"},
     "dashboard": {"analysis", "errors", "cli", "account", "metric_names", "run_dir"},
 }

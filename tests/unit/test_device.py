@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from mosaickd.engine.device import choose_device
+from mosaickd.engine.device import begin_compiling, choose_device
 from mosaickd.errors import UserError
 
 
@@ -56,17 +54,13 @@ def test_a_device_that_is_not_there(name: str, local_rank: int | None, words: st
         choose_device(name, local_rank)
 
 
-def test_compiled_code_is_kept_by_processor_in_the_users_cache(tmp_path: Path) -> None:
-    """In a process of its own: torch looks once where it is."""
-    program = (
-        "import os; from mosaickd.engine.device import begin_compiling; begin_compiling();"
-        "print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
-    )
-    env = {k: v for k, v in os.environ.items() if not k.startswith("TORCHINDUCTOR")}
-    found = subprocess.run(
-        [sys.executable, "-c", program], env=env | {"XDG_CACHE_HOME": str(tmp_path)},
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    place = Path(found)
+def test_compiled_code_lies_by_processor_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is restored afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    begin_compiling()
+    place = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert place.parent == tmp_path / "mosaickd" / "compiled"
     assert len(place.name) == 12

@@ -1,4 +1,4 @@
-"""The tests' own way of starting many commands: it must be `python run.py`, and stop when told."""
+"""The tests' own way of starting commands does what `python run.py` does, and can be ended."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Cli
 from forked import Forked
-
-
-@pytest.fixture
-def forked(cli: Cli) -> Forked:
-    return Forked(cli.folder, cli.logs)
 
 
 def test_commands_end_as_they_do_for_a_user(forked: Forked) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-ASK = "from mosaickd.git_info import code_version; print(code_version())"
+PRINT_VERSION = "from mosaickd.git_info import code_version; print(code_version())"
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -20,15 +20,17 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def asked(folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", ASK], cwd=folder, capture_output=True, text=True)
+def version_in(folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_VERSION], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A work tree with as much of the package as the question needs, and others beside it."""
+    """A work tree with the files that `code_version` looks at, and others beside them."""
     if not shutil.which("git"):
         pytest.skip("needs git")
     package = tmp_path / "mosaickd"
@@ -45,16 +47,16 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_the_commit_and_whether_files_differ_from_it(project: Path) -> None:
-    assert asked(project) == "{'commit': None, 'dirty': None}"
+    assert version_in(project) == "{'commit': None, 'dirty': None}"
     git(project, "init", "-q")
-    assert asked(project) == "{'commit': None, 'dirty': None}", "in a work tree, but not of it"
+    assert version_in(project) == "{'commit': None, 'dirty': None}", "in a work tree, but not of it"
     git(project, "add", ".")
     git(project, "commit", "-qm", "all")
     commit = git(project, "rev-parse", "HEAD")
     (project / "notes.txt").write_text("mine")
-    assert asked(project) == f"{{'commit': '{commit}', 'dirty': False}}"
+    assert version_in(project) == f"{{'commit': '{commit}', 'dirty': False}}"
     (project / "conf" / "a.yaml").write_text("a: 2")
-    assert asked(project) == f"{{'commit': '{commit}', 'dirty': True}}"
+    assert version_in(project) == f"{{'commit': '{commit}', 'dirty': True}}"
     git(project, "checkout", "-q", "conf")
     (project / "mosaickd" / "new.py").touch()
-    assert asked(project) == f"{{'commit': '{commit}', 'dirty': True}}"
+    assert version_in(project) == f"{{'commit': '{commit}', 'dirty': True}}"

@@ -1,4 +1,4 @@
-"""docs/metrics.md says what metrics are called."""
+"""docs/metrics.md has the same table of metrics as the code."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mosaickd import metric_names
 TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 
 
-def test_the_table_is_the_vocabulary() -> None:
+def test_the_table_of_the_docs_is_that_of_the_code() -> None:
     """In its order, with its words."""
     table = TEXT.partition("| metric |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| (.+) \|$", table, re.MULTILINE)
     assert [(name, (unit.strip(), words)) for name, unit, words in rows] == [
-        (name, said) for name, said in metric_names.METRICS.items()
+        (name, entry) for name, entry in metric_names.METRICS.items()
     ]
 
 
-def test_every_name_in_the_code_is_in_the_vocabulary() -> None:
+def test_every_name_in_the_code_is_in_its_table() -> None:
     apart = {"STEP", "TIME", "LOSS", "WEIGHTED", "LEARNING_RATE"}
     names = {n: value for n, value in vars(metric_names).items() if n.isupper() and n not in apart}
     known = {value for value in names.values() if isinstance(value, str)}
