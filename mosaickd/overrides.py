@@ -129,8 +129,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
             f"{', '.join(choices_of(emptied[1]))}"
         )
     if isinstance(error, OverrideParseException):
-        reason = str(error.message).partition("\n")[0]
-        return f"{error.override}: not an override that Hydra can read ({reason})"
+        first_line = str(error.message).partition("\n")[0]
+        return f"{error.override}: not an override that Hydra can read ({first_line})"
     for argument in arguments:
         if not argument.startswith("-") and "=" in argument:
             key, _, value = argument.lstrip("+~").partition("=")
