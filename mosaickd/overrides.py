@@ -129,7 +129,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
             f"{', '.join(choices_of(emptied[1]))}"
         )
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override that Hydra can read ({error.message})"
+        first_line = str(error.message).partition("\n")[0]
+        return f"{error.override}: not an override that Hydra can read ({first_line})"
     for argument in arguments:
         if not argument.startswith("-") and "=" in argument:
             key, _, value = argument.lstrip("+~").partition("=")

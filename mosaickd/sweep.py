@@ -176,8 +176,8 @@ def summary() -> Iterator[None]:
     try:
         yield
     finally:
-        if Sweep.current is not None:
-            with ignore_broken_pipe():
+        with ignore_broken_pipe():  # also what Hydra has printed, as for --help
+            if Sweep.current is not None:
                 Sweep.current.close()
 
 
