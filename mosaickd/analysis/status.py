@@ -142,7 +142,7 @@ def two_lines_each(rows: Sequence[list[str]], widths: Sequence[int]) -> Text:
         text.append(f"{name}\n", "bold")
         text.append(f"  {state:<{widths[1]}}", COLOURS.get(state, ""))
         for cell, width in zip(rest, widths[2:], strict=True):
-            text.append(f"  {cell:>{width}}")
+            text.append(f" {cell:>{width}}")
         text.append("\n")
     text.rstrip()
     return text
