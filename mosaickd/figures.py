@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ FINISHED_ONLY = ("patch", "losses", "curves")
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, print the files' paths; exit with 1 and a message where nothing can be drawn."""
     options = parse(argv)
+    logging.basicConfig(format="%(message)s")  # what is left out, to stderr
     with main_guard():
         runs = select_runs(options.runs, finished=options.name in FINISHED_ONLY)
         if options.name == "animation":

@@ -21,11 +21,9 @@ def draw_patch(runs: Sequence[Run], *, evaluation: str = "last") -> Drawing:
     """Draw accuracy against the discriminator's patch size, a line for each setting."""
 
     def problem(run: Run) -> str | None:
-        if not run.plays_mosaic:
-            return f"method={run.result.method} has no patches"
-        if run.missing_losses:
+        if run.plays_mosaic and run.missing_losses:
             return f"it plays without {', '.join(run.missing_losses)}"
-        return None if run.patch_size else "its config.json doesn't say the patch size"
+        return None if run.plays_mosaic else f"method={run.result.method} has no patches"
 
     runs = drawable(runs, problem)
     frame = accuracies(runs, evaluation, group=[run.patch_size for run in runs])

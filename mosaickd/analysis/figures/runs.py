@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,11 @@ GAME_CHANGES = re.compile(r"ablation=(full|no_\w+|patch\w+)|discriminator(\.patc
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has a result, whether or not it has ended, and what figures call it by."""
+    """A run that has a result, whether or not it has ended; settings: of its config.json."""
 
     run_dir: RunDir
     result: Result
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Return what config.json says; {} where it can't be read."""
-        try:
-            return self.run_dir.read_run_key()
-        except UserError:
-            return {}
+    settings: dict[str, Any]
 
     def section(self, name: str) -> dict[str, Any]:
         return self.settings.get(name) or {}
@@ -122,7 +114,8 @@ def select_runs(folders: Sequence[Path], *, finished: bool = True) -> list[Run]:
         selected = list(frame["run"])
         for note in notes:
             log.warning("%s", note)
-    return [Run(run.run_dir, run.result) for run in selected if run.result]
+    return [Run(run.run_dir, run.result, run.run_dir.read_run_key())
+            for run in selected if run.result]  # fmt: skip
 
 
 def drawable(runs: Sequence[Run], problem: Callable[[Run], str | None]) -> list[Run]:
