@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -52,7 +53,7 @@ def draw(
     for axes, grid, run, title in zip(plots, grids, runs, titles, strict=True):
         hide_frame(axes)
         axes.imshow(arrange(grid, classes, columns), interpolation="nearest")
-        lines = title.replace(" discriminator", "\ndiscriminator").replace("without ", "without\n")
+        lines = re.sub(" (?=discriminator)|(?<=without) |, (?=seed)", "\n", title)
         axes.set_title(lines, fontsize=7)
         if run.result.last is not None:
             axes.set_xlabel(percent(run.result.last), color=MUTED)
