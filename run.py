@@ -2,11 +2,12 @@
 
 import hydra
 
-from mosaickd.cli import run_command
 from mosaickd.config.schema import CONF
+from mosaickd.overrides import hydra_guard
 from mosaickd.task import task
 
 main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
 
 if __name__ == "__main__":
-    run_command(main)
+    with hydra_guard():
+        main()

@@ -14,59 +14,63 @@ from dataclasses import asdict
 
 import torch
 from omegaconf import DictConfig, open_dict
-from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.harness import compose_config, finish, parse, parser
-from benchmarks.roofline import Work, work_of
-from benchmarks.subject import Ours, random_images
-from mosaickd.cli import main_guard
+from benchmarks.harness import compose_config, new_parser, parse, report
+from benchmarks.roofline import Work, add_up
+from benchmarks.workload import Workload, random_data
+from mosaickd.overrides import hydra_guard
+
+COLUMNS = ("", "TFLOP", "GB", "floor ms", "GB, all fused", "floor ms, all fused")
 
 
-def work(cfg: DictConfig, classes: int, peak: float, bandwidth: float) -> Work:
-    """Of one iteration, all turns, without the optimizers' steps being fused into one operator."""
+def count(cfg: DictConfig, classes: int, peak: float, bandwidth: float) -> Work:
+    """Return the work of one iteration. peak: FLOP/s; bandwidth: bytes/s."""
     cfg = cfg.copy()
     cfg.device = "cpu"
     with open_dict(cfg):
         for player in cfg.players or {}:
-            cfg.players[player].optimizer.fused = False  # fused steps have no shapeless form
-    images = random_images(cfg, 2 * cfg.train.batch_size, classes, torch.device("cpu"))
-    ours = Ours(cfg, "eager", images)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # what has values are weights and the set
-        return work_of(ours.tally(), peak, bandwidth)
+            cfg.players[player].optimizer.fused = False  # fused steps don't work without values
+    data = random_data(cfg, 2 * cfg.train.batch_size, classes, torch.device("cpu"))
+    workload = Workload(cfg, "eager", data)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # weights and images have values
+        return add_up(workload.count_operators().turns, peak, bandwidth)
 
 
 def main() -> None:
-    options = parser(__doc__.split("\n")[0])
-    options.add_argument("--row", action="append", metavar="OVERRIDES", help="one more row")
-    options.add_argument("--tflops", type=float, default=790.0, help="of a large matrix product")
-    options.add_argument("--terabytes", type=float, default=4.0, help="a second, read and written")
-    options.add_argument("--classes", type=int, default=100)
-    arguments = parse(options, whole=["row"])
-    rows = arguments.row or [""]
-    found = {}
-    table = Table(
-        title=f"An iteration, counted; floors at {arguments.tflops:g} TFLOP/s and "
-        f"{arguments.terabytes:g} TB/s"
-    )
-    for column in ("", "TFLOP", "GB", "floor ms", "GB, all fused", "floor ms, all fused"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in rows:
+    parser = new_parser(__doc__)
+    parser.add_argument("--row", action="append", metavar="OVERRIDES", help="one more row")
+    parser.add_argument("--tflops", type=float, default=790.0, help="of a large matrix product")
+    parser.add_argument("--terabytes", type=float, default=4.0, help="a second, read and written")
+    parser.add_argument("--classes", type=int, default=100)
+    arguments = parse(parser)
+    work = {}
+    for row in arguments.row or [""]:
         cfg = compose_config([*arguments.overrides, *row.split()])
-        counted = work(cfg, arguments.classes, 1e12 * arguments.tflops, 1e12 * arguments.terabytes)
-        found[row] = asdict(counted)
-        table.add_row(
-            row or cfg.method.name,
-            f"{counted.flops / 1e12:.3f}",
-            f"{counted.bytes / 1e9:.1f}",
-            f"{1e3 * counted.floor:.2f}",
-            f"{counted.fused_bytes / 1e9:.1f}",
-            f"{1e3 * counted.fused_floor:.2f}",
+        name = row or cfg.method.name
+        work[name] = count(
+            cfg, arguments.classes, 1e12 * arguments.tflops, 1e12 * arguments.terabytes
         )
     peaks = {"tflops": arguments.tflops, "terabytes": arguments.terabytes}
-    floors = {row: counted["floor"] for row, counted in found.items()}
-    finish(table, "cost", arguments, cfg, floors, {"rows": found, "assumed": peaks})
+    report(
+        "cost", arguments, cfg, columns=COLUMNS,
+        title="An iteration, counted; floors at "
+        f"{arguments.tflops:g} TFLOP/s and {arguments.terabytes:g} TB/s",
+        rows={
+            name: [
+                f"{each.flops / 1e12:.3f}",
+                f"{each.bytes / 1e9:.1f}",
+                f"{1e3 * each.floor:.2f}",
+                f"{each.fused_bytes / 1e9:.1f}",
+                f"{1e3 * each.fused_floor:.2f}",
+            ]
+            for name, each in work.items()
+        },
+        seconds={name: each.floor for name, each in work.items()},
+        details={"rows": {name: asdict(each) for name, each in work.items()}, "assumed": peaks},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    with hydra_guard():
+        main()

@@ -30,17 +30,16 @@ the next.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import flop_registry
 
 #: Operators that hand out memory without writing it, or look at it in another shape.
@@ -49,12 +48,12 @@ FREE = (
     *("_unsafe_view", "_reshape_alias", "is_same_size"),
 )
 #: Operators that read as much of their first input as they write.
-PICKING = ("index", "gather", "index_select", "embedding")
+INDEXING = ("index", "gather", "index_select", "embedding")
 
 
 @dataclass(frozen=True)
-class Operation:
-    """One operator that ran."""
+class OperatorCost:
+    """What one call of an operator costs."""
 
     name: str
     flops: int
@@ -62,107 +61,101 @@ class Operation:
     fused_bytes: int
 
 
-class Tally(TorchDispatchMode):
-    """Counts what runs inside of it, by turn."""
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that run inside of it, by turn."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns: dict[str, list[Operation]] = {}
-        self._open: list[Operation] = []
-
-    @property
-    def operations(self) -> list[Operation]:
-        return [operation for turn in self.turns.values() for operation in turn] + self._open
+        self.turns: dict[str, list[OperatorCost]] = {}
+        self.current: list[OperatorCost] = []
 
     def after_turn(self, name: str) -> None:
-        """All since the last call was part of `name`."""
-        self.turns.setdefault(name, []).extend(self._open)
-        self._open = []
+        """Assign all operators since the last call to the turn `name`."""
+        self.turns.setdefault(name, []).extend(self.current)
+        self.current = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if operation := count(func, args, kwargs, result):
-            self._open.append(operation)
+        result = func(*args, **(kwargs or {}))
+        if cost := cost_of(func, args, kwargs or {}, result):
+            self.current.append(cost)
         return result
 
 
-def count(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> Operation | None:
-    """What a call of the operator `func` costs; None if nothing."""
+def cost_of(
+    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+) -> OperatorCost | None:
+    """Return what a call of the operator `func` costs; None if nothing."""
     schema, packet = func._schema, func._overloadpacket
     name = packet.__name__
-    if schema.name.startswith(("prim", "profiler")) or name in FREE or _is_view(schema):
+    returns = [value.alias_info for value in schema.returns]
+    is_view = any(alias is not None and not alias.is_write for alias in returns)
+    if is_view or name in FREE or schema.name.startswith(("prim", "profiler")):
         return None
-    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)}
-    given |= kwargs
+    inputs = dict(zip((argument.name for argument in schema.arguments), args, strict=False))
+    inputs |= kwargs
+
     mutated = [
         tensor
         for argument in schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write
-        for tensor in _tensors(given.get(argument.name))
+        for tensor in tensors(inputs.get(argument.name))
     ]
-    results = [new for new in _tensors(result) if not any(new is old for old in mutated)]
-    writes = sum(map(size_of, mutated)) + sum(map(size_of, results))
-    reads = sum(map(size_of, _read(name, given)))
-    if name in PICKING:
-        reads += writes
-    traffic = reads + writes
+    outputs = [out for out in tensors(result) if not any(out is tensor for tensor in mutated)]
+    written = sum(map(size_of, [*mutated, *outputs]))
+    ignored = unread(name, inputs)
+    read = sum(
+        size_of(tensor)
+        for argument, value in inputs.items()
+        if argument not in ignored
+        for tensor in tensors(value)
+    )
+    if name in INDEXING:
+        read += written
 
-    flops = 0
-    if formula := flop_registry.get(packet):
-        flops = int(formula(*args, **kwargs, out_val=result))
-    fused = traffic if flops else 0
-    in_training = given.get("training", given.get("train", "no_update" not in name))
-    if "batch_norm" in name and in_training:
-        inputs = [given.get(key) for key in ("input", "grad_out", "grad_output")]
-        fused = sum(size_of(tensor) for tensor in inputs if isinstance(tensor, Tensor))
-        traffic += fused
-    return Operation(name, flops, traffic, fused)
+    formula = flop_registry.get(packet)
+    flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
+    statistics = 0  # of a training batch norm: a second pass over its inputs
+    training = inputs.get("training", inputs.get("train", "no_update" not in name))
+    if "batch_norm" in name and training:
+        batch = [inputs.get(key) for key in ("input", "grad_out", "grad_output")]
+        statistics = sum(map(size_of, tensors(batch)))
+    traffic = read + written
+    return OperatorCost(
+        name, flops, bytes=traffic + statistics, fused_bytes=traffic if flops else statistics
+    )
 
 
-def _read(name: str, given: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an operator reads."""
-    unread: set[str] = set()
+def unread(name: str, inputs: Mapping[str, Any]) -> set[str]:
+    """Return the inputs that an operator doesn't read, or not as a whole."""
     if name == "convolution_backward":
-        to_input, to_weight, _ = given["output_mask"]
-        unread = ({"weight"} if not to_input else set()) | ({"input"} if not to_weight else set())
-    elif name in PICKING:  # counted by what is picked
-        unread = {"self", "weight"}
-    elif name in ("copy_", "fill_", "zero_"):
-        unread = {"self"}
-    return [
-        tensor for key, value in given.items() if key not in unread for tensor in _tensors(value)
-    ]
+        to_input, to_weight, _ = inputs["output_mask"]
+        return ({"weight"} if not to_input else set()) | ({"input"} if not to_weight else set())
+    if name in INDEXING:
+        return {"self", "weight"}
+    return {"self"} if name in ("copy_", "fill_", "zero_") else set()
 
 
-def _is_view(schema: Any) -> bool:
-    aliases = [value.alias_info for value in schema.returns]
-    return any(alias is not None and not alias.is_write for alias in aliases)
-
-
-def _tensors(value: Any) -> list[Tensor]:
+def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def size_of(tensor: Tensor) -> int:
-    """Bytes that a tensor has to itself: what is expanded exists once."""
+    """Return the bytes that a tensor has to itself: what is expanded exists once."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     return math.prod(size for size, stride in pairs if stride or size == 0) * tensor.element_size()
 
 
-# ------------------------------------------------------------------------------- the machine
+# ------------------------------------------------------------------------------------ the machine
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What this machine does at best. flops: FLOP/s by precision; bandwidth: bytes/s."""
+    """What a machine does at best. flops: FLOP/s by precision; bandwidth: bytes/s."""
 
-    flops: dict[str, float]
-    bandwidth: float
+    flops: dict[str, float] = field(default_factory=dict)
+    bandwidth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -177,87 +170,50 @@ class Work:
     fused_floor: float
 
 
-def work_of(tally: Tally, peak: float, bandwidth: float) -> Work:
-    """peak: FLOP/s; bandwidth: bytes/s."""
-    operations = tally.operations
+def add_up(turns: Mapping[str, Iterable[OperatorCost]], peak: float, bandwidth: float) -> Work:
+    """Return the work of an iteration. peak: FLOP/s; bandwidth: bytes/s."""
+    costs = [cost for turn in turns.values() for cost in turn]
     return Work(
-        flops=sum(o.flops for o in operations),
-        bytes=sum(o.bytes for o in operations),
-        fused_bytes=sum(o.fused_bytes for o in operations),
-        flops_by_turn={name: sum(o.flops for o in turn) for name, turn in tally.turns.items()},
-        floor=sum(max(o.flops / peak, o.bytes / bandwidth) for o in operations),
-        fused_floor=sum(max(o.flops / peak, o.fused_bytes / bandwidth) for o in operations),
+        flops=sum(cost.flops for cost in costs),
+        bytes=sum(cost.bytes for cost in costs),
+        fused_bytes=sum(cost.fused_bytes for cost in costs),
+        flops_by_turn={name: sum(cost.flops for cost in turn) for name, turn in turns.items()},
+        floor=sum(max(cost.flops / peak, cost.bytes / bandwidth) for cost in costs),
+        fused_floor=sum(max(cost.flops / peak, cost.fused_bytes / bandwidth) for cost in costs),
     )
 
 
 def measure_peaks(device: torch.device, precisions: Iterable[str]) -> Peaks:
-    """precisions: of "fp32", "tf32" (CUDA's rounded float32) and "bf16"."""
-    return Peaks({name: peak_flops(device, name) for name in precisions}, peak_bandwidth(device))
+    """Measure this machine. precisions: of fp32, tf32 (CUDA's rounded float32) and bf16."""
+    flops = {precision: measure_flops(device, precision) for precision in precisions}
+    source = torch.ones(2**28 if device.type == "cuda" else 2**27, device=device)  # float32
+    target = torch.zeros_like(source)
+    seconds = shortest(lambda: target.copy_(source))
+    return Peaks(flops, 2 * size_of(source) / seconds)
 
 
-def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product, 8192 wide on CUDA and 2048 on a CPU."""
+def measure_flops(device: torch.device, precision: str) -> float:
+    """Return the FLOP/s of a square matrix product, 8192 wide on CUDA and 2048 on a CPU."""
     width = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left = torch.randn(width, width, device=device, dtype=dtype)
-    right = torch.randn(width, width, device=device, dtype=dtype)
+    left, right = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
-    with rounding(device, precision):
-        seconds = fastest(lambda: torch.mm(left, right, out=out), device)
-    return 2 * width**3 / seconds
-
-
-def peak_bandwidth(device: torch.device) -> float:
-    """Bytes/s, read and written, of a copy too large for the caches."""
-    size = 2**30 if device.type == "cuda" else min(max(4 * last_level_cache(), 2**28), 2**30)
-    source = torch.ones(size // 4, device=device)
-    target = torch.zeros_like(source)
-    return 2 * size / fastest(lambda: target.copy_(source), device)
+    with rounding_to_tf32(precision == "tf32"):
+        return 2 * width**3 / shortest(lambda: torch.mm(left, right, out=out))
 
 
 @contextmanager
-def rounding(device: torch.device, precision: str) -> Iterator[None]:
-    """Inside, float32 matrix products on CUDA round their factors if `precision` is "tf32"."""
-    if device.type != "cuda":
-        yield
-        return
+def rounding_to_tf32(enabled: bool) -> Iterator[None]:
+    """Let float32 matrix products on CUDA round their factors inside, or not."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = enabled
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def fastest(call: Callable[[], Any], device: torch.device, seconds: float = 1.0) -> float:
-    """The shortest of as many calls as fit into `seconds`, after one to warm up; three at least."""
-    call()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        times.append(timed(call, device))
-    return min(times)
-
-
-def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call: on CUDA between two events on its stream."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    begin.record()
-    call()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end) / 1e3
-
-
-def last_level_cache() -> int:
-    """Bytes of the CPU's largest cache, as Linux tells it; 32 MiB where nobody does."""
-    sizes = [2**25]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) * 1024)
-    return max(sizes)
+def shortest(call: Callable[[], Any], seconds: float = 1.0) -> float:
+    """Return the shortest time of a call, of as many as fit into `seconds`."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=seconds).times)

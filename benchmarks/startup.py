@@ -9,77 +9,67 @@ import is timed.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 def main(overrides: list[str]) -> dict[str, float]:
-    stages: dict[str, float] = {}
+    """Return the seconds of each step, by what it does."""
+    seconds: dict[str, float] = {}
 
-    def timed(name: str, call: Callable[[], Any]) -> Any:
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
         start = time.perf_counter()
-        result = call()
-        stages[name] = time.perf_counter() - start
-        return result
+        yield
+        seconds[name] = time.perf_counter() - start
 
-    def import_torch() -> None:
+    with timed("import torch"):
         import torch  # noqa: F401
-
-    def import_framework() -> None:
+    with timed("import mosaickd"):
         import mosaickd.launch  # noqa: F401
 
-    timed("import torch", import_torch)
-    timed("import mosaickd", import_framework)
+    from omegaconf import OmegaConf
 
     from benchmarks.harness import compose_config
+    from mosaickd import load_data as images
     from mosaickd import teachers
-    from mosaickd.components import Components, build_components, build_players
+    from mosaickd.components import build_components, build_players
     from mosaickd.engine.batch_sampler import BatchSampler
     from mosaickd.engine.device import set_up
     from mosaickd.engine.trainer import Trainer
-    from mosaickd.load_data import (
-        build_loaders,
-        build_test_batches,
-        count_train_images,
-        load_data,
-        predictor,
-    )
 
-    cfg = timed("config", lambda: compose_config(overrides))
-    compute = timed("settings", lambda: set_up(cfg.device, cfg.train))
-    device = compute.device
-    data = timed("images", lambda: load_data(cfg))
-
-    def networks() -> tuple[Components, Trainer]:
+    with timed("config"):
+        cfg = compose_config(overrides)
+    with timed("settings"):
+        compute = set_up(cfg.device, OmegaConf.to_object(cfg.train))  # type: ignore[arg-type]
+    with timed("images"):
+        data = images.load_data(cfg)
+    with timed("networks"):
         components = build_components(
             cfg,
-            device=device,
+            device=compute.device,
             num_classes=len(data.test.classes),
-            instances=count_train_images(cfg, data),
+            instances=images.count_train_images(cfg, data),
             steps=1,
         )
-        players = build_players(cfg, components.method, 1)
-        return components, Trainer(components.method, players, compute.autocast)
-
-    components, trainer = timed("networks", networks)
-    teacher, method = components.teacher, components.method
-    file = teachers.TeacherFile(Path(cfg.teacher.checkpoint), None)
-    test_batches = build_test_batches(cfg, data, device)
-    timed(
-        "teacher's accuracy",
-        lambda: teachers.load_and_measure(cfg, teacher, file, data, test_batches, compute),
-    )
-    predict = predictor(cfg, data, teacher, device=device, autocast=compute.autocast)
-    sampler = timed(
-        "loaders",
-        lambda: BatchSampler(
-            method.streams, build_loaders(cfg, data, method.streams, device, predict)
-        ),
-    )
-    trainer.train_mode()
-    timed("first iteration", lambda: trainer.next_step(sampler))
-    return stages
+        method, teacher = components.method, components.teacher
+        assert teacher is not None
+        trainer = Trainer(method, build_players(cfg, method, 1), compute.autocast)
+    with timed("teacher's accuracy"):
+        test_batches = images.build_test_batches(cfg, data, compute.device)
+        file = teachers.TeacherFile(Path(cfg.teacher.checkpoint), None)
+        teachers.load_and_measure(cfg, teacher, file, data, test_batches, compute)
+    with timed("loaders"):
+        predict = images.predictor(
+            cfg, data, teacher, device=compute.device, autocast=compute.autocast
+        )
+        loaders = images.build_loaders(cfg, data, method.streams, compute.device, predict)
+        sampler = BatchSampler(method.streams, loaders)
+    with timed("first iteration"):
+        trainer.train_mode()
+        trainer.next_step(sampler)
+    return seconds
 
 
 if __name__ == "__main__":

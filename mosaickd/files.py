@@ -6,16 +6,16 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from mosaickd.errors import UserError
 
 #: Names of files that are being written.
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]+\.tmp", re.DOTALL)
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp", re.DOTALL)
 
 
 def write_atomically(
@@ -23,12 +23,15 @@ def write_atomically(
 ) -> None:
     """Call `write(file)` so that `path` holds either what it held before or all of the new.
 
-    previous: where to keep what it held before. An OSError names `path`.
+    previous: where what it held before is kept. An OSError names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        # Not by `tempfile`, whose files only their owner may read.
+        with os.fdopen(
+            os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb"
+        ) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -36,16 +39,20 @@ def write_atomically(
             _keep(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
-        with suppress(OSError):  # a disk that can't be written; the run's next session removes it
+        with suppress(OSError):  # a disk that can't be written; the owner removes it later
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)  # a full disk names no file
         raise
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+
+
 def _keep(path: Path, previous: Path) -> None:
-    """Let `previous` name what `path` names, if that exists; at no moment is neither there."""
-    spare = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    """Have `previous` name what `path` names, if that is there; at no moment is neither."""
+    spare = _temporary(previous)
     try:
         os.link(path, spare)
     except FileNotFoundError:
@@ -55,7 +62,7 @@ def _keep(path: Path, previous: Path) -> None:
             os.replace(path, previous)
     else:
         os.replace(spare, previous)
-        spare.unlink(missing_ok=True)  # there yet, if a kill had left both names to one file
+        spare.unlink(missing_ok=True)  # still there if a kill had left both names to one file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,7 +76,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's content, None where there is no file. Raises UserError otherwise."""
+    """Return what a JSON file holds, None where there is none. Raises UserError for another one."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -90,7 +97,7 @@ def file_digest(path: Path) -> str:
 
 
 def user_cache() -> Path:
-    """Return where to keep what can be made again: $XDG_CACHE_HOME, else ~/.cache.
+    """Return where this user's programs keep what can be made again: $XDG_CACHE_HOME or ~/.cache.
 
     Raises RuntimeError for a user without a home.
     """
@@ -98,9 +105,9 @@ def user_cache() -> Path:
 
 
 def remove_temporaries(folder: Path, of: str = "") -> None:
-    """Remove what a killed `write_atomically` left in `folder`; of: of the file of that name only.
+    """Remove what a killed `write_atomically` left in `folder`, of the file of a name or of all.
 
-    Only the process that may write there may call this.
+    Only whoever may write there may.
     """
     for path in folder.glob(f".{of}*.tmp"):
         if TEMPORARY.fullmatch(path.name):

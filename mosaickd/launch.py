@@ -26,7 +26,7 @@ from mosaickd.components import (
 from mosaickd.config.run_key import config_hash, run_key, variant
 from mosaickd.config.schema import required_inputs, training_source
 from mosaickd.config.validation import validate
-from mosaickd.data.broken import listing
+from mosaickd.data.decode import format_broken
 from mosaickd.engine import distributed
 from mosaickd.engine.batch_sampler import BatchSampler
 from mosaickd.engine.checkpoint import TorchRNG
@@ -279,8 +279,6 @@ def recorded(opened: OpenedRun, result: Result, *, force: bool) -> Iterator[None
     except Exception as error:
         begun = result.status == "running"
         result.status, result.error = "failed", f"{type(error).__name__}: {error}"
-        if not isinstance(error, UserError):
-            log.exception("the run in %s failed", run.path)
         raise
     finally:
         lost = isinstance(sys.exception(), Lost)
@@ -354,7 +352,7 @@ def begin(
     check_run_lock(run.path)  # to prepare may have taken long
     opened.begin(result)
     if broken:
-        write_atomically(run.broken, lambda file: file.write(listing(broken)))
+        write_atomically(run.broken, lambda file: file.write(format_broken(broken).encode()))
     else:
         run.broken.unlink(missing_ok=True)
     tracker: Tracker = build(cfg.tracker, run=tracked)

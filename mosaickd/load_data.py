@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mosaickd.components import build, derived_seed
 from mosaickd.config.schema import training_source
-from mosaickd.data.broken import Broken
+from mosaickd.data.decode import Broken
 from mosaickd.data.loader import (
     BalancedLoader,
     Normalize,
@@ -26,6 +26,7 @@ from mosaickd.data.source import ImageSet, Source
 from mosaickd.data.subset import fingerprint, most_uncertain
 from mosaickd.engine import distributed
 from mosaickd.engine.predict import predict
+from mosaickd.engine.progress import counting
 from mosaickd.errors import UserError
 from mosaickd.losses import entropy
 from mosaickd.methods.base import SourceName, Stream
@@ -83,10 +84,10 @@ def load_data(cfg: DictConfig) -> RunData:
                 f"dataset.image_size is {sources['dataset'].image_size} and ood.image_size is "
                 f"{sources['ood'].image_size}: give both the same"
             )
-    test = distributed.rank0_first(lambda: sources["dataset"].load("test"))
+    test = distributed.rank0_first(lambda: sources["dataset"].load("test", counting))
     if train_source is None:
         return RunData(sources, test, None, None)
-    train = distributed.rank0_first(lambda: sources[train_source].load("train"))
+    train = distributed.rank0_first(lambda: sources[train_source].load("train", counting))
     data = RunData(sources, test, train_source, train)
     subset = "the ood_subset of " if train_source == "ood" and cfg.ood_subset else ""
     name = f"{subset}{sources[train_source].name}"

@@ -1,22 +1,19 @@
 """One process at a time, on this machine or on any other that sees the same folder.
 
-A lock is a small file that names its holder (process, machine) and that the holder touches every
-few seconds. A holder that died is succeeded: on the same machine at once; elsewhere when the file
-has not been touched for `LEASE` seconds of the successor's own clock. Clocks of different machines
-are never compared, nor does a jump of one matter.
-
-filelock's leases do this: kernel locks are not shared between machines on every file system.
+A lock is a small file that names its holder (process, machine), which touches it every few seconds.
+A holder that died is succeeded: on the same machine at once; elsewhere when the file has not been
+touched for `LEASE` seconds. filelock's leases do this: the kernel's locks are not shared between
+machines on every file system.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,23 +26,23 @@ log = logging.getLogger(__name__)
 LEASE = 60.0  # seconds without a sign of life; above what network file systems remember of a file
 HEARTBEAT = 5.0  # seconds between signs of life
 
-#: The lock file of a run's folder.
+#: The file that says whose a run's folder is.
 OWNER = ".owner"
 
 ANOTHER_FOLDER = (
     "choose another folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
 )
 
-#: The folders that this process holds: their leases, and the inodes of the lock files.
+#: The folders that this process holds, and the inodes of its files there.
 _held: dict[Path, tuple[SoftFileLease, int]] = {}
 
 
 class InUse(UserError):
-    """Another process holds the folder."""
+    """A folder belongs to another process at the moment."""
 
 
 class Lost(UserError):
-    """A folder that this process held is gone, or taken over: nothing may be written."""
+    """A folder that this process held is gone or another's: nothing may be written there."""
 
 
 @contextmanager
@@ -58,10 +55,8 @@ def run_lock(folder: Path, otherwise: str = ANOTHER_FOLDER) -> Iterator[None]:
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     lease = _lease(folder / OWNER)
-    with _errors_name(lease):
-        acquired = _acquire(lease)
-    if not acquired:
-        raise InUse(f"{folder} is in use by {_holder(lease)}: wait until it ends, or {otherwise}")
+    if not _acquire(lease):
+        raise InUse(f"{folder} is in use by {_name(lease)}: wait until it ends, or {otherwise}")
     _held[folder] = lease, os.stat(lease.lock_file).st_ino
     try:
         yield
@@ -74,13 +69,13 @@ def check_run_lock(folder: Path) -> None:
     """Raise Lost if this process held `folder` and no longer does."""
     if folder.absolute() not in _held:
         return
-    lease, ours = _held[folder.absolute()]
+    lease, inode = _held[folder.absolute()]
     if not folder.is_dir():
         raise Lost(f"{folder} is gone, removed while the run was using it; stopped")
-    touched = _touched(lease)
-    if lease.compromise is not None or touched is None or touched[0] != ours:
+    mark = _stat(lease)
+    if lease.compromise is not None or mark is None or mark.st_ino != inode:
         raise Lost(
-            f"{folder} is no longer this process's: {_holder(lease)} has taken it over, as after "
+            f"{folder} is no longer this process's: {_name(lease)} has taken it over, as after "
             f"{LEASE:.0f} s without a sign of life, or {OWNER} was removed from it; stopped, and "
             "nothing more was written there"
         )
@@ -88,64 +83,48 @@ def check_run_lock(folder: Path) -> None:
 
 @contextmanager
 def build_lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever has it. what: is being made, for messages.
-
-    Raises OSError where locks can't be had.
-    """
+    """Hold the lock file `path`, waiting for whoever has it. what: is being made, for messages."""
     lease = _lease(path)
-    with _errors_name(lease):
-        try:
-            lease.acquire(timeout=0)
-        except Timeout:
-            log.info("%s: waiting for %s, which is making it (%s)", what, _holder(lease), path)
-            lease.acquire()
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: waiting for %s, which is making it (%s)", what, _name(lease), path)
+        lease.acquire()
     try:
         yield
     finally:
         lease.release()
 
 
-# ---------------------------------------------------------------------------------- from outside
-
-
 class Holder(NamedTuple):
-    """The process that a folder's lock file names. touched: its last sign of life, Unix time."""
+    """Who a folder's lock names. touched: its last sign of life, in seconds since 1970."""
 
     pid: int
     host: str
     alive: bool
     touched: float
+    here: bool  # whether it is, or was, a process of this machine
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who holds `folder`, or left its lock file there when it was killed.
-
-    A process of another machine counts as alive while its file was touched within `LEASE` seconds.
-    """
+    """Return who holds `folder`, or left its lock there when it was killed. Takes nothing."""
     lease = _lease(folder.absolute() / OWNER)
-    try:
-        owner, touched = lease.owner, os.stat(lease.lock_file).st_mtime
-    except OSError:
+    owner, mark = lease.owner, _stat(lease)
+    if owner is None or mark is None:
         return None
-    if owner is None:
-        return None
-    if owner.hostname == socket.gethostname():
-        alive = _is_running(owner.pid)
-    else:
-        alive = time.time() - touched < LEASE
-    return Holder(owner.pid, owner.hostname, alive, touched)
+    here = owner.hostname.partition("?")[0] == socket.gethostname()  # filelock marks containers
+    alive = _is_alive(owner.pid) if here else time.time() - mark.st_mtime < LEASE
+    return Holder(owner.pid, owner.hostname, alive, mark.st_mtime, here)
 
 
-def _is_running(pid: int) -> bool:
-    """Return whether this machine has a process of that number which hasn't ended."""
+def _is_alive(pid: int) -> bool:
+    """Return whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
-        return True
-    with suppress(OSError, IndexError):  # Linux: a zombie has ended
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except PermissionError:  # another user's
+        pass
     return True
 
 
@@ -159,46 +138,39 @@ def _lease(path: Path) -> SoftFileLease:
     )
 
 
-@contextmanager
-def _errors_name(lease: SoftFileLease) -> Iterator[None]:
-    """Let an OSError inside name the lock file."""
-    try:
-        yield
-    except NotImplementedError as error:  # a file system that can't
-        raise OSError(errno.ENOLCK, str(error), lease.lock_file) from error
-    except OSError as error:
-        error.filename = error.filename or lease.lock_file
-        raise
-
-
 def _acquire(lease: SoftFileLease) -> bool:
-    """Acquire the lease, unless a live process has it; return whether it was acquired."""
+    """Acquire a lease unless someone who lives has it."""
     try:
         lease.acquire(timeout=0)
         return True
     except Timeout:
-        owner = lease.owner
-    if owner is not None and owner.hostname == socket.gethostname():
-        return False  # a process that this machine has: a dead one would have been succeeded
-    before = _touched(lease)
+        found = holder(Path(lease.lock_file).parent)
+    if found is not None and found.here:
+        return False  # a dead process of this machine would have been succeeded
+    before = _stat(lease)
     log.info("%s is held by %s: looking for a sign of life, %.0f s at most",
-             lease.lock_file, _holder(lease), LEASE)  # fmt: skip
+             lease.lock_file, _name(lease), LEASE)  # fmt: skip
+
+    def is_touched() -> bool:
+        now = _stat(lease)
+        return (now and (now.st_ino, now.st_mtime_ns)) != (
+            before and (before.st_ino, before.st_mtime_ns)
+        )
+
     try:
-        lease.acquire(timeout=2 * LEASE, cancel_check=lambda: _touched(lease) != before)
+        lease.acquire(timeout=2 * LEASE, cancel_check=is_touched)
     except Timeout:
         return False
     return True
 
 
-def _touched(lease: SoftFileLease) -> tuple[int, int] | None:
-    """Return the lock file's inode and its time, which each sign of life changes; None: no file."""
+def _stat(lease: SoftFileLease) -> os.stat_result | None:
     try:
-        status = os.stat(lease.lock_file)
-    except FileNotFoundError:
+        return os.stat(lease.lock_file)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_ino, status.st_mtime_ns
 
 
-def _holder(lease: SoftFileLease) -> str:
+def _name(lease: SoftFileLease) -> str:
     owner = lease.owner
     return f"process {owner.pid} on {owner.hostname}" if owner else "another process"

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd import analysis
 from mosaickd.cli import ignore_broken_pipe
 from mosaickd.config.schema import register
 from mosaickd.engine.interruption import Interrupted, Interruption
-from mosaickd.errors import UserError
-from mosaickd.parallel import take_share
-from mosaickd.sweep import report_job
+from mosaickd.errors import CommandFailed, UserError
+from mosaickd.sweep import Sweep, share_machine
 
 if TYPE_CHECKING:
     from mosaickd.run_dir import Result
@@ -36,29 +33,45 @@ log = logging.getLogger(__name__)
 QUIET = {"console": False}
 
 
-def task(cfg: DictConfig) -> float | None:
-    """Run one job. Returns the student's last accuracy in percent, for sweepers that search."""
+def task(cfg: DictConfig) -> Result:
+    """Run one job, alone or as one of a sweep; return its result.
+
+    Raises UserError where a sweep goes on with its next job, CommandFailed where none should
+    follow, and SystemExit after a signal: what a launcher's processes hand on.
+    """
+    sweep = Sweep.current if HydraConfig.get().mode == RunMode.MULTIRUN else None
     try:
-        with report_job() as results:
-            results.append(run_job(cfg))
-    except Interrupted as stop:
-        sys.exit(stop.exit_code)
-    return results[0].last
+        result = run_job(cfg)
+    except (Exception, CommandFailed, Interrupted, KeyboardInterrupt) as error:
+        # Asked to stop while it was failing, a job has failed.
+        reason = error.__cause__ if isinstance(error, Interrupted) else error
+        if sweep is not None:
+            failed = isinstance(reason, Exception | CommandFailed)
+            sweep.end_job("failed" if failed else "interrupted", error=reason)
+        if isinstance(error, Interrupted):
+            raise SystemExit(error.exit_code) from None
+        raise
+    if sweep is not None:
+        sweep.end_job("skipped" if result.skipped else result.status, result)
+    return result
 
 
 def run_job(cfg: DictConfig) -> Result:
-    """Launch the run of a Hydra job, alone or as one of a sweep. Returns its result."""
-    from mosaickd import teachers  # late: --help and --cfg answer without torch
-    from mosaickd.engine import distributed
-    from mosaickd.launch import launch
-    from mosaickd.locks import InUse
-    from mosaickd.run_dir import Result, RunDir
+    """Launch the run of a job; return its result."""
+    try:  # late: --help and --cfg answer without torch
+        from mosaickd import analysis, teachers
+        from mosaickd.engine import distributed
+        from mosaickd.launch import launch
+        from mosaickd.locks import InUse
+        from mosaickd.run_dir import Result, RunDir
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise CommandFailed(UserError(f"a package can't be loaded: {reason}")) from error
 
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    sweeping = hydra.mode == RunMode.MULTIRUN
     group = None
-    if sweeping:
+    if hydra.mode == RunMode.MULTIRUN:
         group = hydra.runtime.choices.get("sweep") or Path(hydra.sweep.dir).name
     interruption = Interruption()
     try:
@@ -66,40 +79,53 @@ def run_job(cfg: DictConfig) -> Result:
         if not distributed.is_rank0():
             mute_rank()
         with interruption.handling():
-            take_share(cfg, hydra)
+            share_machine(cfg)
             result = launch(cfg, folder, interruption, group)
             teachers.offer(cfg, RunDir(folder))
-    except InUse as error:
-        if not sweeping:
-            sys.exit(f"error: {error}" if distributed.is_rank0() else 1)
-        log.info("%s is being run by another process: left to it", folder, extra=QUIET)
-        return Result("running elsewhere", cfg.method.name, cfg.dataset.name, cfg.student.name,
-                      cfg.seed)  # fmt: skip
-    except UserError as error:
-        # A sweep goes on with its next job, so each job's mistake is reported where it ends; a
-        # single run's is the last thing that the command prints.
-        together = distributed.all_ranks_failed()
-        error.reported |= together and not distributed.is_rank0()
-        if not error.reported:
-            log.error("%s: %s", folder, error, extra=QUIET)
-        if not sweeping or not together:  # past Hydra, which would print all overrides before it
-            distributed.give_up()
-            sys.exit(1 if error.reported or sweeping else f"error: {error}")
-        interruption.check()  # asked to stop while the job was failing: no next one
-        raise
-    except Exception:
-        if distributed.world_size() > 1:  # nobody can begin the next job together
-            log.exception("rank %d failed", distributed.rank())
-            distributed.give_up()
-            sys.exit(1)
-        raise
+    except Exception as error:
+        if isinstance(error, InUse) and group is not None:
+            log.info("%s: left to it", error, extra=QUIET)
+            return Result("running elsewhere", cfg.method.name, cfg.dataset.name, cfg.student.name,
+                          cfg.seed)  # fmt: skip
+        fail(error, folder, interruption, in_sweep=group is not None)
     finally:
-        if sweeping:
-            release_job(sys.exception())
-    if distributed.is_rank0() and not sweeping:  # a sweep ends with a table of all its jobs
+        if group is not None:
+            release_memory()
+    if distributed.is_rank0() and group is None:  # a sweep ends with a table of all its jobs
         with ignore_broken_pipe():
             analysis.show_run(folder)
     return result
+
+
+def fail(error: Exception, folder: Path, interruption: Interruption, *, in_sweep: bool) -> NoReturn:
+    """Write down why a job failed; end the command, or only the job where a sweep can go on."""
+    from mosaickd.engine import distributed
+
+    together = distributed.all_ranks_failed()
+    if isinstance(error, UserError):
+        reason = error
+        reason.reported |= together and not distributed.is_rank0()
+        if not reason.reported:
+            log.error("%s: %s", folder, error, extra=QUIET)
+    else:
+        log.error("the run in %s failed", folder, exc_info=error)
+        reason = UserError(f"{folder}: {type(error).__name__}: {error} (run.log has more)")
+    clear_frames(error)
+    if in_sweep and together:
+        try:
+            interruption.check()
+        except Interrupted as stop:  # asked while the job was failing: no next one
+            raise stop from reason
+        raise reason
+    distributed.give_up()
+    raise CommandFailed(reason)  # past Hydra, which would print all overrides before it
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Empty the frames of an error's tracebacks: Hydra keeps it, and they keep whole networks."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def mute_rank() -> None:
@@ -112,17 +138,11 @@ def mute_rank() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def release_job(error: BaseException | None) -> None:
-    """Free what a sweep's job has used, for the next one.
-
-    Hydra keeps the errors of jobs to the sweep's end, and their tracebacks keep whole networks.
-    """
+def release_memory() -> None:
+    """Free what a sweep's job has used, for the next one."""
     import torch
 
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-    gc.collect()
+    gc.collect()  # a run's parts refer to each other
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

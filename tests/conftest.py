@@ -16,22 +16,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from forked import Forked
+
 REPO = Path(__file__).resolve().parent.parent
-PATIENCE = 120.0  # seconds that a tiny run never needs, however busy the machine is
+TIMEOUT = 120.0  # seconds that a tiny run never needs, however busy the machine is
+NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses at once: no network
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two workers share the cores
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
-NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses at once: no network
 
+def restore_signals() -> None:
+    """Have the programs that are started obey SIGHUP and SIGINT.
 
-def let_programs_hear() -> None:
-    """Under nohup, and in a script's background, SIGHUP and SIGINT are ignored, also by the
-    programs that are started: they inherit that. A handler that does nothing they don't."""
+    Under nohup, and in a script's background, these are ignored, which children inherit; a handler
+    that does nothing is not inherited.
+    """
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -39,18 +44,21 @@ def let_programs_hear() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
-        let_programs_hear()  # where tests run; a worker is a program of pytest's own
+        restore_signals()  # where tests run; a worker is a child of pytest's own
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: to look through it for garbage takes a fifth of the time."""
+    """Keep what is imported by now out of garbage collections: they take a fifth of the time."""
     gc.collect()
     gc.freeze()
 
 
+# --------------------------------------------------------------------------------------- processes
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished process left on the terminal."""
+    """What a finished process left on the terminal. code: -N where signal N killed it."""
 
     code: int
     out: str
@@ -63,62 +71,80 @@ class Outcome:
 
 
 @dataclass
-class Started:
+class Running:
     """A process that runs; its output goes to files, so that it never waits for a reader."""
 
-    process: subprocess.Popen[bytes]
+    process: Any  # a Popen, or of `multiprocessing`
+    poll: Callable[[], int | None]
     out: Path
     err: Path
-    began: float
+    started_at: float = field(default_factory=time.monotonic)
 
-    def wait(self, timeout: float = PATIENCE) -> Outcome:
-        code = self.process.wait(timeout)
-        seconds = time.monotonic() - self.began
-        return Outcome(code, self.out.read_text(), self.err.read_text(), seconds)
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid)
+
+    def wait(self, timeout: float = TIMEOUT) -> Outcome:
+        """Wait for its end. Raises TimeoutError after `timeout` seconds, and kills it then."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                text = self.kill().text
+                raise TimeoutError(f"still running after {timeout:g} s:\n{text}")
+            time.sleep(0.005)
+        return self.outcome()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the process should bring about."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert self.poll() is None, f"ended early:\n{self.outcome().text}"
+            assert time.monotonic() < deadline, f"nothing happened:\n{self.out.read_text()}"
+            time.sleep(0.005)
 
     def send(self, number: signal.Signals) -> Outcome:
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
         return self.wait()
 
-    def until(self, happened: Callable[[], bool]) -> None:
-        """Wait for something that the process should bring about."""
-        while not happened():
-            if self.process.poll() is not None:
-                outcome = self.wait()
-                raise AssertionError(f"ended early with {outcome.code}:\n{outcome.text}")
-            if time.monotonic() - self.began > PATIENCE:
-                raise AssertionError(f"nothing happened:\n{self.out.read_text()}")
-            time.sleep(0.01)
+    def kill(self) -> Outcome:
+        self.process.kill()
+        while self.poll() is None:
+            time.sleep(0.005)
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        code = self.poll()
+        out, err = (path.read_text(errors="replace") for path in (self.out, self.err))
+        return Outcome(-1 if code is None else code, out, err, time.monotonic() - self.started_at)
 
 
 @dataclass
 class Cli:
-    """Calls `python run.py` in `folder`."""
+    """Calls `python run.py` in `folder`; what it prints, and a home for it, lie in `logs`."""
 
     folder: Path
     logs: Path
-    started: list[Started] = field(default_factory=list)
+    started: list[Running] = field(default_factory=list)
     calls: int = 0
 
     def start(
         self,
         *arguments: str,
         env: Mapping[str, str] | None = None,
-        script: str = "run.py",
         command: list[str] | None = None,
-    ) -> Started:
-        number = len(self.started)
-        out, err = self.logs / f"{number}.out", self.logs / f"{number}.err"
+    ) -> Running:
+        """command: in place of `python run.py ARGUMENTS`."""
+        out, err = (self.logs / f"{len(self.started)}.{name}" for name in ("out", "err"))
         with out.open("wb") as to_out, err.open("wb") as to_err:
             process = subprocess.Popen(
-                command or [sys.executable, str(REPO / script), *arguments],
+                command or [sys.executable, str(REPO / "run.py"), *arguments],
                 cwd=self.folder,
                 env=self.environment() | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=to_out,
                 stderr=to_err,
             )
-        self.started.append(Started(process, out, err, time.monotonic()))
+        self.started.append(Running(process, process.poll, out, err))
         return self.started[-1]
 
     def __call__(
@@ -126,35 +152,35 @@ class Cli:
     ) -> Outcome:
         """Run to the end; the exit code must be `code`, and no user sees a traceback.
 
-        Of a process that has imported everything already: what differs, `tests/forked.py` says.
+        In a process that has imported everything already: what differs, `tests/forked.py` says.
         """
         from forked import Forked
 
         launches = any(argument.startswith("hydra/launcher=") for argument in arguments)
         if launches or "PYTHONPATH" in (env or {}):  # imports, or processes of its own, matter
-            outcome = self.start(*arguments, env=env).wait()
+            run = self.start(*arguments, env=env)
         else:
             self.calls += 1
             logs = self.logs / f"call{self.calls}"
             logs.mkdir()
-            outcome = Forked(self.folder, logs).start(*arguments, env=env).wait()
+            run = Forked(self.folder, logs).start(*arguments, env=env)
+        outcome = run.wait()
         assert outcome.code == code, outcome.text
         assert "Traceback" not in outcome.text
         return outcome
 
     def report(self, *arguments: str) -> str:
-        """What `python -m mosaickd.report` prints."""
+        """Return what `python -m mosaickd.report` prints."""
         command = [sys.executable, "-m", "mosaickd.report", *arguments]
-        env = self.environment() | {"PYTHONPATH": str(REPO)}
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        outcome = self.start(command=command, env={"PYTHONPATH": str(REPO)}).wait()
+        assert outcome.code == 0, outcome.text
+        return outcome.out
 
     def environment(self) -> dict[str, str]:
         foreign = ("WANDB_", "HYDRA_", "PYTHONPATH", "CUDA_", "TERM", "COLUMNS")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
         proxies = {f"{kind}_proxy": NOWHERE for kind in ("http", "https", "HTTP", "HTTPS")}
-        return kept | proxies | {
+        return ours | proxies | {
             "no_proxy": "",
             "HOME": str(self.logs),
             "OMP_NUM_THREADS": "1",  # tiny networks gain nothing from more
@@ -162,6 +188,44 @@ class Cli:
             "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
 
+
+def new_cli(folder: Path) -> Cli:
+    work, logs = folder / "work", folder / "logs"
+    work.mkdir()
+    logs.mkdir()
+    return Cli(work, logs)
+
+
+def stop(cli: Cli) -> None:
+    """Leave nothing running, also where a test fails halfway."""
+    for running in cli.started:
+        if running.poll() is None:
+            running.kill()
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    command = new_cli(tmp_path)
+    yield command
+    stop(command)
+
+
+@pytest.fixture
+def forked(cli: Cli) -> Forked:
+    """The same in processes that start at once (tests/forked.py says what differs)."""
+    from forked import Forked
+
+    return Forked(cli.folder, cli.logs)
+
+
+@pytest.fixture(scope="session")
+def shared_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    command = new_cli(tmp_path_factory.mktemp("shared"))
+    yield command
+    stop(command)
+
+
+# ---------------------------------------------------------------------------------------- tiny runs
 
 EXPERIMENT = """\
 # @package _global_
@@ -188,7 +252,7 @@ train: {{epochs: 1, batch_size: 16, precision: fp32}}
 class Tiny:
     """Overrides of runs that take a second or two."""
 
-    glyphs: Path  # where drawn glyphs are kept
+    glyphs: Path  # where drawn glyphs are cached
     teacher: Path | None = None
 
     def source(self, role: str, images: int = 240) -> list[str]:
@@ -214,57 +278,19 @@ class Tiny:
         return self.distil("mosaic", *more)
 
     def experiment(self, folder: Path, *more: str) -> list[str]:
-        """The same as an experiment of the user's own, for whatever method and sweep: written to
-        `folder`/conf. Four steps on strokes; a teacher that is missing has ten."""
+        """The same as an experiment of the user's own, for any method and sweep, in `folder`/conf.
+
+        Four steps on strokes; a teacher that is missing is trained for ten.
+        """
         path = folder / "conf" / "experiment" / "tiny.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(EXPERIMENT.format(root=json.dumps(str(self.glyphs))))
         return ["--config-dir", str(path.parent.parent), "experiment=tiny", *more]
 
 
-def new_cli(folder: Path) -> Cli:
-    work, logs = folder / "work", folder / "logs"
-    work.mkdir()
-    logs.mkdir()
-    return Cli(work, logs)
-
-
-def stop(cli: Cli) -> None:
-    """A test that fails halfway leaves nothing running."""
-    for started in cli.started:
-        if started.process.poll() is None:
-            started.process.kill()
-            started.process.wait()
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
-    command = new_cli(tmp_path)
-    yield command
-    stop(command)
-
-
-@pytest.fixture
-def forked(tmp_path: Path) -> Any:
-    """The same in processes that start at once (tests/forked.py says what differs)."""
-    from forked import Forked
-
-    work, logs = tmp_path / "work", tmp_path / "logs"
-    work.mkdir()
-    logs.mkdir()
-    return Forked(work, logs)
-
-
-@pytest.fixture(scope="session")
-def shared_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    command = new_cli(tmp_path_factory.mktemp("shared"))
-    yield command
-    stop(command)
-
-
 @pytest.fixture(scope="session")
 def teacher(shared_cli: Cli) -> Path:
-    """A wrn16_2 that has seen 240 letters six times, with its record beside it."""
+    """A wrn16_2 trained for six epochs of 240 letters, its record beside it."""
     tiny = Tiny(shared_cli.folder / "glyphs")
     shared_cli(*tiny.scratch("student=wrn16_2", "hydra.run.dir=teacher"))
     return shared_cli.folder / "checkpoints" / "letters" / "wrn16_2.safetensors"
@@ -284,5 +310,5 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def losses(line: dict[str, Any]) -> dict[str, float]:
-    """Those of a line of metrics.jsonl by player and name; none where it is of an evaluation."""
+    """Return the losses in a line of metrics.jsonl by player/name; of an evaluation's line, none."""
     return {k.removeprefix("loss/"): v for k, v in line.items() if k.startswith("loss/")}

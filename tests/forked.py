@@ -12,58 +12,16 @@ import os
 import runpy
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
-from conftest import PATIENCE, REPO, Cli, Outcome
+from conftest import REPO, Cli, Running
 
 CONTEXT = multiprocessing.get_context("forkserver")
-SERVING = threading.Lock()  # our environment is the whole process's
-
-
-@dataclass
-class Running:
-    """A process that runs; its output goes to files, so that it never waits for a reader."""
-
-    process: Any
-    out: Path
-    err: Path
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def pid(self) -> int:
-        return int(self.process.pid)
-
-    def wait(self, timeout: float = PATIENCE) -> Outcome:
-        """Its exit code (-N: killed by signal N) and output; TimeoutError after `timeout`
-        seconds, and then it is killed."""
-        self.process.join(timeout)
-        if self.process.exitcode is None:
-            self.kill()
-            raise TimeoutError(f"still running after {timeout:g} s:\n{self.outcome().text}")
-        return self.outcome()
-
-    def until(self, happened: Callable[[], bool]) -> None:
-        """Wait for something that the process should bring about."""
-        while not happened():
-            assert self.process.is_alive(), f"ended early:\n{self.outcome().text}"
-            assert time.monotonic() - self.began < PATIENCE, self.outcome().text
-            time.sleep(0.005)
-
-    def kill(self) -> Outcome:
-        self.process.kill()
-        self.process.join()
-        return self.outcome()
-
-    def outcome(self) -> Outcome:
-        seconds = time.monotonic() - self.began
-        text = (path.read_text(errors="replace") for path in (self.out, self.err))
-        return Outcome(self.process.exitcode, *text, seconds)
+STARTING = threading.Lock()  # our environment is the whole process's
 
 
 @dataclass
@@ -82,19 +40,21 @@ class Forked:
     ) -> Running:
         """before: called in the process before the script; a function of a module's."""
         environment = Cli(self.folder, self.logs).environment()
-        serve(environment)
-        out, err = (self.logs / f"{self.count}.{name}" for name in ("out", "err"))
+        start_server(environment)
+        out, err = (self.logs / f"forked{self.count}.{name}" for name in ("out", "err"))
         self.count += 1
         out.touch()  # a process that is killed at once leaves no output
         err.touch()
-        given = (self.folder, out, err, environment | dict(env or {}), arguments, before)
-        process = CONTEXT.Process(target=play, args=given)
+        process = CONTEXT.Process(
+            target=run_script,
+            args=(self.folder, out, err, environment | dict(env or {}), arguments, before),
+        )
         process.start()
-        return Running(process, out, err)
+        return Running(process, lambda: process.exitcode, out, err)
 
 
 def refused(run: Running, *words: str) -> str:
-    """The one message of a run that ends with 1."""
+    """Return the one message of a run that ends with 1, which must have these words."""
     outcome = run.wait()
     assert outcome.code == 1, outcome.text
     assert "Traceback" not in outcome.text
@@ -105,24 +65,23 @@ def refused(run: Running, *words: str) -> str:
 
 
 def finish(run: Running) -> str:
-    """What a run that ends well has said."""
+    """Return what a run printed, which must end well."""
     outcome = run.wait()
     assert outcome.code == 0, outcome.text
     assert "Traceback" not in outcome.text
     return outcome.text
 
 
-def serve(environment: Mapping[str, str]) -> None:
-    """Have the process that others are forked from; its environment is that of the first call."""
+def start_server(environment: Mapping[str, str]) -> None:
+    """Start the process that others are forked from, in this environment, unless it runs."""
     path = os.pathsep.join([str(REPO), str(Path(__file__).parent)])
-    with SERVING, in_place_of_ours({**environment, "PYTHONPATH": path}):
+    with STARTING, environment_replaced_by({**environment, "PYTHONPATH": path}):
         CONTEXT.set_forkserver_preload(["warm"])
         forkserver.ensure_running()
 
 
 @contextmanager
-def in_place_of_ours(environment: Mapping[str, str]) -> Iterator[None]:
-    """Inside, the process has this environment; the server keeps that of its start."""
+def environment_replaced_by(environment: Mapping[str, str]) -> Iterator[None]:
     ours = dict(os.environ)
     os.environ.clear()
     os.environ.update(environment)
@@ -133,7 +92,7 @@ def in_place_of_ours(environment: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(ours)
 
 
-def play(
+def run_script(
     folder: Path,
     out: Path,
     err: Path,

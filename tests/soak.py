@@ -1,11 +1,11 @@
-"""Kill runs, thousands of times, and see that nothing is lost.
+"""Kill runs, thousands of times, and check that nothing is lost.
 
     python -m tests.soak --minutes 30
 
-Every method plays short runs, from drawing its images and training its teacher to the end. They are
+Every method makes short runs, from drawing its images and training its teacher to the end. They are
 killed again and again: at random moments, and between the operations with which files are written.
-After each kill no file may be half; in the end everything must be, bit for bit, what a run came to
-that nobody killed. Ends with 1 and names the folders where something else was found.
+After each kill no file may be half written; in the end everything must be, bit for bit, what a run
+without kills computed. Ends with 1 and names the folders where something else was found.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,87 +29,61 @@ sys.path.insert(0, str(Path(__file__).parent))  # run as a program, not by pytes
 
 import numpy as np
 import yaml
-from conftest import Tiny, let_programs_hear
+from conftest import Tiny, restore_signals
 from forked import Forked, finish
 from PIL import Image
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from mosaickd.data.cache import CACHE_FROM
 from mosaickd.engine.checkpoint import load_checkpoint
 
-#: A method, or "cache": kd from a folder of so many pictures that they are kept decoded.
-METHODS = ["cache", "scratch", "kd", "balanced", "fitnet", "rkd", "crd", "sskd", "mosaic", "dafl",
-           "zskt", "dfq", "deepinv"]  # fmt: skip
-DATA_FREE = {"dafl", "zskt", "dfq", "deepinv"}
-CADENCE = ["train.eval_every=3", "train.checkpoint_every=1", "train.log_every=2"]
-MOST_KILLS = 12  # of one run, before it is let through
-
-#: Files that are not finished by their names, and those of locks.
-TEMPORARY = {".tmp", ".making"}
+SUBSET = ["ood_subset=true", "ood_subset_size=32"]
+DATA_FREE = ["train.epochs=2", "train.epoch_steps=2"]
+#: Settings of each method that make its run short. "cache": kd from a folder of so many pictures
+#: that they are cached decoded.
+METHODS: dict[str, list[str]] = {
+    **{name: [] for name in ("balanced", "fitnet", "rkd", "sskd")},
+    "scratch": ["train.batch_size=48"],
+    "kd": SUBSET,
+    "cache": ["ood=folder", "ood.root=pictures", "ood.image_size=16", "ood.limit=64",
+              "~ood.reader.train_images", "~ood.reader.test_images"],
+    "crd": ["method.negatives=32"],
+    "mosaic": ["method.student_steps=2", *SUBSET],
+    "dafl": DATA_FREE,
+    "zskt": ["method.student_steps=2", *DATA_FREE],
+    "dfq": ["method.student_steps=2", *DATA_FREE],
+    "deepinv": ["method.inversion_steps=2", "method.student_steps=2", *DATA_FREE],
+}  # fmt: skip
+MAX_KILLS = 12  # of one run, before it may end
+KINDS = {"random moment": 9, "file operation": 9, "SIGTERM": 1, "SIGHUP": 1}  # and their weights
 
 #: What a file is written with. A run is killed right before or right after one of these.
 OPERATIONS = ("replace", "link", "fsync", "unlink", "fdatasync")
 
+#: Files that need not be whole: temporary ones by their names, and those of locks.
+PARTIAL = {".tmp", ".making"}
 
-@dataclass
-class Tally:
-    """What happened so far."""
-
-    kills: Counter[str] = field(default_factory=Counter)
-    runs: Counter[str] = field(default_factory=Counter)
-    inspected: int = 0
-    wrong: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def total(self) -> int:
-        return sum(self.kills.values())
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{count} by {kind}" for kind, count in sorted(self.kills.items()))
-        runs = ", ".join(f"{name} {count}" for name, count in sorted(self.runs.items()))
-        return (
-            f"{self.total} kills ({kinds or 'none'}); {sum(self.runs.values())} runs ended as if "
-            f"nobody had killed them ({runs}); {self.inspected} files inspected; "
-            f"{len(self.wrong)} times something was wrong"
-        )
+#: What depends on a clock, of the lines of metrics.jsonl; and what doesn't, of result.json.
+MEASURED = {"time", "speed/seconds_per_step", "speed/images_per_second", "memory/peak_mb"}
+COMPUTED = ("status", "accuracy", "teacher_accuracy", "steps", "config_hash", "error",
+            "data_fingerprint", "teacher_fingerprint")  # fmt: skip
 
 
-def command(method: str) -> list[str]:
-    """A run of some steps, all of whose files lie below the working folder."""
-    tiny = Tiny(Path("glyphs"))
-    words = [f"method={method}", "dataset=letters", "student=wrn16_1", "tracker=none",
-             "hydra.run.dir=run", "train.batch_size=16", "train.precision=fp32",
-             *tiny.source("dataset"), *CADENCE]  # fmt: skip
-    if method == "cache":
-        own = ["ood=folder", "ood.root=pictures", "ood.image_size=16", "ood.limit=64"]
-        words = replaced(words, "method=kd")
-        return [*words, "teacher=wrn16_2", RECIPE, *own, "train.epochs=1"]
-    if method == "scratch":
-        return [*words, "train.epochs=1", "train.batch_size=48"]
-    words += ["teacher=wrn16_2", RECIPE, *SMALLER.get(method, [])]
-    if method in DATA_FREE:
-        return [*words, "train.epochs=2", "train.epoch_steps=2"]
-    subset = ["ood_subset=true", "ood_subset_size=32"] if method in ("kd", "mosaic") else []
-    return [*words, "ood=strokes", "train.epochs=1", *tiny.source("ood", 64), *subset]
+def command(folder: Path, method: str) -> list[str]:
+    """Return the arguments of a run of some steps, all of whose files lie in `folder`."""
+    name = "kd" if method == "cache" else method
+    return Tiny(Path("glyphs")).experiment(
+        folder, f"method={name}", "hydra.run.dir=run", "dataset.recipe.epochs=1",
+        "train.eval_every=3", "train.checkpoint_every=1", "train.log_every=2", *METHODS[method],
+    )  # fmt: skip
 
 
-def replaced(words: list[str], word: str) -> list[str]:
-    """With another value for its key."""
-    key = word.partition("=")[0]
-    return [word if w.startswith(f"{key}=") else w for w in words]
-
-
-RECIPE = "dataset.recipe={epochs: 1, batch_size: 48, lr: 0.05, weight_decay: 5e-4}"
-SMALL_GENERATOR = ["generator.latent_dim=16", "generator.width=8"]
-SMALLER = {
-    "mosaic": [*SMALL_GENERATOR, "discriminator.width=8", "method.student_steps=2"],
-    "dafl": SMALL_GENERATOR,
-    "zskt": [*SMALL_GENERATOR, "method.student_steps=2"],
-    "dfq": [*SMALL_GENERATOR, "method.student_steps=2"],
-    "crd": ["method.negatives=32"],
-    "deepinv": ["method.inversion_steps=2", "method.student_steps=2"],
-}
+def draw_pictures(folder: Path) -> None:
+    """Write so many that a run decodes them once, into a cache."""
+    folder.mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, (CACHE_FROM, 4, 4, 3), dtype=np.uint8)
+    for number, pixels in enumerate(colours):
+        Image.fromarray(pixels).save(folder / f"{number:05}.png")
 
 
 # ---------------------------------------------------------------------------------------- killing
@@ -120,17 +91,17 @@ SMALLER = {
 
 def die_at_an_operation() -> None:
     """In the run's process: be killed at the file operation whose number is in $DIE_AT."""
-    left = int(os.environ["DIE_AT"])
-    after = left % 2
+    number = int(os.environ["DIE_AT"])
+    after = number % 2
 
     def deadly(operation: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left <= 0 and not after:
+            nonlocal number
+            number -= 1
+            if number <= 0 and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = operation(*arguments, **keywords)
-            if left <= 0:
+            if number <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
@@ -140,21 +111,22 @@ def die_at_an_operation() -> None:
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def strike(forked: Forked, words: list[str], chance: random.Random, usual: float) -> str:
-    """Start the command and do something to it. -> by what it was ended; "" if it ended itself."""
-    kind = chance.choice(["SIGKILL at a random moment"] * 9 + ["SIGKILL at a file operation"] * 9
-                         + ["SIGTERM", "SIGHUP"])  # fmt: skip
-    if kind == "SIGKILL at a file operation":
-        run = forked.start(
-            *words, env={"DIE_AT": str(chance.randint(1, 60))}, before=die_at_an_operation
-        )
+def run_and_kill(forked: Forked, arguments: list[str], rng: random.Random, usual: float) -> str:
+    """Start a run and kill it. Return how, or "" where it has ended by itself.
+
+    usual: seconds that it takes when nobody kills it.
+    """
+    (kind,) = rng.choices([*KINDS], [*KINDS.values()])
+    if kind == "file operation":
+        env = {"DIE_AT": str(rng.randint(1, 60))}
+        run = forked.start(*arguments, env=env, before=die_at_an_operation)
     else:
-        run = forked.start(*words)
-        run.process.join(chance.uniform(0, usual))
-        number = getattr(signal, kind.split()[0])
-        if run.process.is_alive():
-            os.kill(run.pid, number)
-            if number != signal.SIGKILL and chance.random() < 0.5:  # asked twice
+        run = forked.start(*arguments)
+        run.process.join(rng.uniform(0, usual))
+        number = getattr(signal, kind, signal.SIGKILL)
+        twice = number != signal.SIGKILL and rng.random() < 0.5
+        for _ in range(1 + twice):
+            if run.poll() is None:
                 os.kill(run.pid, number)
     outcome = run.wait()
     if outcome.code == 0:
@@ -168,168 +140,149 @@ def strike(forked: Forked, words: list[str], chance: random.Random, usual: float
 # ------------------------------------------------------------------------------------- inspecting
 
 
-def inspect(home: Path) -> int:
-    """Read every file that must be whole. -> how many those were."""
+def check_files(folder: Path) -> int:
+    """Read every file that must be whole. Return how many those were."""
     count = 0
-    for path in sorted(home.rglob("*")):
-        given = path.suffix == ".png" and path.parent.name == "pictures"
-        if path.is_dir() or given or path.suffix in TEMPORARY or path.name == ".owner":
-            continue
-        try:
-            read(path)
-        except Exception as error:
-            raise AssertionError(f"{path} is not whole: {error!r}") from error
-        count += 1
+    for path in sorted(folder.rglob("*")):
+        ours = path.parent.name != "pictures" and path.name != ".owner"
+        if path.is_file() and ours and path.suffix not in PARTIAL:
+            try:
+                read(path)
+            except Exception as error:
+                raise AssertionError(f"{path} is not whole: {error!r}") from error
+            count += 1
     return count
 
 
 def read(path: Path) -> None:
-    if path.name == "metrics.jsonl":
-        *lines, last = path.read_text().split("\n")
-        for line in lines:
-            json.loads(line)
-        assert not last, "a line without an end"
-    elif path.suffix == ".json":
-        json.loads(path.read_text())
-    elif path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            assert [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
-    elif path.suffix == ".pt":
-        load_checkpoint(path)
-    elif path.suffix == ".png":
-        Image.open(path).load()
-    elif path.suffix == ".npz":
-        with np.load(path) as file:
-            assert all(len(file[name]) for name in file.files)
-    elif path.suffix == ".npy":  # a cache: images as numpy writes them, then their labels
-        images = np.load(path, mmap_mode="r")
-        assert path.stat().st_size >= images.offset + images.nbytes + 8 * len(images)
-    elif path.suffix == ".yaml":
-        assert yaml.safe_load(path.read_text())
+    match path.suffix:
+        case ".jsonl":
+            *lines, end = path.read_text().split("\n")
+            for line in lines:
+                json.loads(line)
+            assert not end, "a line without an end"
+        case ".json":
+            json.loads(path.read_text())
+        case ".yaml":
+            assert yaml.safe_load(path.read_text())
+        case ".safetensors":
+            assert load_file(path)
+        case ".pt":
+            load_checkpoint(path)
+        case ".png":
+            Image.open(path).load()
+        case ".npz":
+            with np.load(path) as file:
+                assert all(len(file[name]) for name in file.files)
+        case ".npy":  # a cache: images as numpy writes them, then their labels
+            images = np.load(path, mmap_mode="r")
+            assert path.stat().st_size >= images.offset + images.nbytes + 8 * len(images)
 
 
-def products(home: Path) -> dict[str, Any]:
-    """What a run came to, without what a clock has measured."""
-    measured = {"time", "speed/seconds_per_step", "speed/images_per_second", "memory/peak_mb"}
-    found: dict[str, Any] = {}
-    for path in sorted(home.rglob("*.safetensors")) + sorted(home.rglob("*.png")):
-        found[str(path.relative_to(home))] = path.read_bytes()
-    for path in sorted(home.rglob("metrics.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        found[str(path.relative_to(home))] = [
-            {k: v for k, v in line.items() if k not in measured} for line in lines
+def outputs_of(folder: Path) -> dict[str, Any]:
+    """Return what a run has computed, by file, without what a clock has measured."""
+    outputs: dict[str, Any] = {}
+    for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.png")]:
+        outputs[str(path.relative_to(folder))] = path.read_bytes()
+    for path in folder.rglob("metrics.jsonl"):
+        lines = map(json.loads, path.read_text().splitlines())
+        outputs[str(path.relative_to(folder))] = [
+            {k: v for k, v in line.items() if k not in MEASURED} for line in lines
         ]
-    result = json.loads((home / "run" / "result.json").read_text())
-    for key in ("status", "accuracy", "teacher_accuracy", "steps", "config_hash", "error",
-                "data_fingerprint", "teacher_fingerprint"):  # fmt: skip
-        found[f"result.json {key}"] = result[key]
-    return found
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    return [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    result = json.loads((folder / "run" / "result.json").read_text())
+    return outputs | {f"result.json {key}": result[key] for key in COMPUTED}
 
 
 # --------------------------------------------------------------------------------------- the story
 
 
 class Soak:
-    """Runs of all methods in folders below `root`; each method's reference is outputs once."""
+    """Runs of all methods in folders below `root`, each compared with a reference of its method."""
 
     def __init__(self, root: Path, methods: list[str], seed: int) -> None:
-        self.root = root
-        self.methods = methods
-        self.seed = seed
-        self.tally = Tally()
-        self.references: dict[str, tuple[dict[str, Any], float]] = {}
+        self.root, self.methods, self.seed = root, methods, seed
+        self.references: dict[str, tuple[dict[str, Any], float]] = {}  # outputs, seconds
+        self.kills: Counter[str] = Counter()
+        self.finished: Counter[str] = Counter()
+        self.files = 0
+        self.failures: list[str] = []
+        self.lock = threading.Lock()
 
-    def place(self, name: str, method: str) -> Forked:
-        """A folder to run in."""
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} by {kind}" for kind, count in sorted(self.kills.items()))
+        runs = ", ".join(f"{name} {count}" for name, count in sorted(self.finished.items()))
+        return (
+            f"{self.kills.total()} kills ({kinds or 'none'}); {self.finished.total()} runs ended "
+            f"as if nobody had killed them ({runs}); {self.files} files inspected; "
+            f"{len(self.failures)} failures"
+        )
+
+    def new_folder(self, name: str, method: str) -> Forked:
         work, logs = self.root / name / "work", self.root / name / "logs"
         work.mkdir(parents=True)
         logs.mkdir()
         if method == "cache":
-            shutil.copytree(self.pictures, work / "pictures", copy_function=os.link)
+            pictures = self.root / "pictures"
+            if not pictures.exists():
+                draw_pictures(pictures)
+            shutil.copytree(pictures, work / "pictures", copy_function=os.link)
         return Forked(work, logs)
 
-    @cached_property
-    def pictures(self) -> Path:
-        """So many that a run decodes them once, into a cache."""
-        folder = self.root / "pictures"
-        folder.mkdir()
-        colours = np.random.default_rng(0).integers(0, 256, (CACHE_FROM, 4, 4, 3), dtype=np.uint8)
-        for number, pixels in enumerate(colours):
-            Image.fromarray(pixels).save(folder / f"{number:05}.png")
-        return folder
-
-    def prepare(self) -> None:
-        """What each method's run comes to, and how long it takes, if nobody kills it."""
+    def make_references(self) -> None:
         for method in self.methods:
-            forked = self.place(f"reference-{method}", method)
-            began = time.monotonic()
-            finish(forked.start(*command(method)))
-            self.references[method] = products(forked.folder), time.monotonic() - began
+            forked = self.new_folder(f"reference-{method}", method)
+            start = time.monotonic()
+            finish(forked.start(*command(forked.folder, method)))
+            self.references[method] = outputs_of(forked.folder), time.monotonic() - start
 
-    def run(self, number: int, until: float, kills: int | None) -> None:
-        """One run of one method, killed until it comes through."""
-        chance = random.Random(f"{self.seed} {number}")
+    def is_over(self) -> bool:
+        enough = self.max_kills is not None and self.kills.total() >= self.max_kills
+        return enough or time.monotonic() > self.deadline
+
+    def kill_until_finished(self, number: int) -> None:
+        """Kill one run of one method until it comes through, and compare it with the reference."""
+        rng = random.Random(f"{self.seed} {number}")
         method = self.methods[number % len(self.methods)]
-        forked = self.place(f"run{number}-{method}", method)
-        words = command(method)
-        reference, usual = self.references[method]
+        forked = self.new_folder(f"run{number}-{method}", method)
+        arguments = command(forked.folder, method)
+        expected, usual = self.references[method]
         try:
-            for _ in range(MOST_KILLS):
-                enough = kills is not None and self.tally.total >= kills
-                if enough or time.monotonic() > until:
+            for _ in range(MAX_KILLS):
+                if self.is_over() or not (kind := run_and_kill(forked, arguments, rng, usual)):
                     break
-                kind = strike(forked, words, chance, usual)
-                inspected = inspect(forked.folder)
-                with self.tally.lock:
-                    self.tally.inspected += inspected
-                    if kind:
-                        self.tally.kills[kind] += 1
-                if not kind:
-                    break
-            finish(forked.start(*words))
-            inspect(forked.folder)
-            left = list(forked.folder.rglob("*.tmp"))
-            assert not left, f"left behind: {left}"
-            different = differences(products(forked.folder), reference)
-            assert not different, f"not what the reference came to: {', '.join(different)}"
+                files = check_files(forked.folder)
+                with self.lock:
+                    self.files += files
+                    self.kills[kind] += 1
+            finish(forked.start(*arguments))
+            check_files(forked.folder)
+            temporary = list(forked.folder.rglob("*.tmp"))
+            assert not temporary, f"left behind: {temporary}"
+            outputs = outputs_of(forked.folder)
+            names = outputs.keys() | expected.keys()
+            different = sorted(n for n in names if outputs.get(n) != expected.get(n))
+            assert not different, f"not what the reference computed: {', '.join(different)}"
         except Exception as error:
-            with self.tally.lock:
-                self.tally.wrong.append(f"{forked.folder} ({method}): {error}")
+            with self.lock:
+                self.failures.append(f"{forked.folder} ({method}): {error}")
             return
-        with self.tally.lock:
-            self.tally.runs[method] += 1
+        with self.lock:
+            self.finished[method] += 1
         shutil.rmtree(forked.folder.parent)
 
-    def play(self, minutes: float, kills: int | None, lanes: int) -> Tally:
-        """Until the time is up or, where `kills` is given, so many were made."""
-        self.prepare()
-        until = time.monotonic() + 60 * minutes
+    def run(self, minutes: float, max_kills: int | None, workers: int) -> None:
+        """Kill runs until the time is up or, if `max_kills` is given, there were as many."""
+        self.make_references()
+        self.deadline, self.max_kills = time.monotonic() + 60 * minutes, max_kills
 
-        def numbers() -> Iterator[int]:
-            number = 0
-            while time.monotonic() < until and (kills is None or self.tally.total < kills):
-                yield number
-                number += 1
+        def work(first: int) -> None:
+            number = first
+            while not self.is_over():
+                self.kill_until_finished(number)
+                number += workers
 
-        ahead = numbers()
-        lock = threading.Lock()
-
-        def lane() -> None:
-            while True:
-                with lock:
-                    number = next(ahead, None)
-                if number is None:
-                    return
-                self.run(number, until, kills)
-
-        with ThreadPoolExecutor(lanes) as pool:
-            for done in [pool.submit(lane) for _ in range(lanes)]:
-                done.result()
-        return self.tally
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
 
 
 def main() -> int:
@@ -340,21 +293,21 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--kills", type=int, help="stop after so many")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     options = parser.parse_args()
-    let_programs_hear()
+    restore_signals()
     root = Path(tempfile.mkdtemp(prefix="mosaickd-soak-"))
     print(f"seed {options.seed}, in {root}", flush=True)
     soak = Soak(root, options.methods, options.seed)
-    tally = soak.play(options.minutes, options.kills, options.lanes)
-    print(tally)
-    for line in tally.wrong:
-        print(f"wrong: {line}")
-    if not tally.wrong:
+    soak.run(options.minutes, options.kills, options.workers)
+    print(soak)
+    for failure in soak.failures:
+        print(f"failure: {failure}")
+    if not soak.failures:
         shutil.rmtree(root)
-    return 1 if tally.wrong else 0
+    return 1 if soak.failures else 0
 
 
 if __name__ == "__main__":

@@ -16,18 +16,6 @@ import torchvision  # noqa: F401
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
-import mosaickd.cli
-import mosaickd.data.cifar
-import mosaickd.data.folder
-import mosaickd.data.glyphs
-import mosaickd.data.imagenet
-import mosaickd.data.parquet
-import mosaickd.engine.trackers
-import mosaickd.launch
-import mosaickd.models.discriminator
-import mosaickd.models.generator
-import mosaickd.models.wresnet  # noqa: F401
-
 torch.set_num_threads(1)
 Plugins.instance()
 OverridesParser.create()

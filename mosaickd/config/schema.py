@@ -30,7 +30,7 @@ SWEEPS = CONF.parent / "sweeps"
 #: Arguments that the launcher adds when it builds a section, beyond what the YAML says.
 SUPPLIED = {
     "dataset": set[str](),
-    "reader": {"root", "split", "image_size", "max_broken"},
+    "reader": {"root", "split", "image_size", "max_broken", "progress"},
     "model": {"num_classes"},
     "generator": {"image_size"},
     "discriminator": {"image_size"},

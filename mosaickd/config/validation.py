@@ -1,7 +1,7 @@
 """Check a config before anything is built.
 
 Sections with a `_target_` are compared with the constructor's signature: its names, its types and
-the ranges in its annotations are the schema (docs/decisions/0004-settings-ranges-in-signatures.md).
+the ranges in its annotations are the schema (docs/decisions/0003-signatures-are-the-schema.md).
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ def _check_target(node: Any, path: str, kind: str) -> Callable[..., Any]:
         parameters = inspect.signature(target).parameters
     except ValueError as error:  # of some functions written in C
         raise UserError(f"{place} has no signature to check") from error
-    if kind == "reader" and (lacking := SUPPLIED["reader"] - {"max_broken"} - parameters.keys()):
+    if kind == "reader" and (
+        lacking := SUPPLIED["reader"] - {"max_broken", "progress"} - parameters.keys()
+    ):
         raise UserError(f"{place} is no reader: it does not take {sorted(lacking)}")
     if kind in KINDS:
         expected: Any = resolve(KINDS[kind], path)

@@ -1,33 +1,43 @@
-"""Large image sets, decoded once: one file that every later run maps into memory.
+"""Large image sets, decoded once: files that every later run maps into memory.
 
-The file holds the images as .npy, then the labels as raw int64, then, where images were left out
-because they are broken, which and why: as JSON. It lies in `.mosaickd` under the
-set's root or, where that can't be written, in the user's cache folder ($XDG_CACHE_HOME, else
-~/.cache). Its name ends in a fingerprint of what it was made from: changed images get a new one.
+An entry is a folder with the pixels, the labels and the list of broken images. It lies in
+`.mosaickd` under the set's root or, where that can't be written, in the user's cache folder
+($XDG_CACHE_HOME, else ~/.cache). Its name ends in a key of what it was made from: changed images
+get a new entry.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
-import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mosaickd.data.broken import escaped
-from mosaickd.data.decoding import Decoded, kept
-from mosaickd.data.pictures import in_threads
-from mosaickd.files import user_cache, write_atomically
+from mosaickd.data.decode import (
+    Allocate,
+    Decoded,
+    Progress,
+    Read,
+    allocate_memory,
+    decode_images,
+    map_in_threads,
+    name_broken,
+    no_progress,
+    refuse_too_many,
+    split_chunks,
+)
+from mosaickd.data.source import ImageSet
+from mosaickd.files import user_cache
 from mosaickd.locks import build_lock
 
 log = logging.getLogger(__name__)
@@ -37,65 +47,74 @@ CACHE_FROM = 5_000  # images: fewer are decoded at every start, in a second
 STAT_CHUNK = 1024  # files that a thread looks at in one go
 
 
-class Made(NamedTuple):
-    """What belongs to the images of a cache: labels [N], and the (index, reason) of each image of
-    the set that is broken and not among them."""
+def load_images(
+    reads: Callable[[], Iterable[Read]],
+    labels: np.ndarray,
+    classes: list[str],
+    *,
+    root: Path,
+    name: str,
+    files: Sequence[str],
+    settings: Sequence[object],
+    place: Callable[[int], str],
+    max_broken: float,
+    title: str,
+    progress: Progress,
+    **options: Any,
+) -> ImageSet:
+    """Decode the images that reads() yields, with `decode_images`; of a large set only once.
 
-    labels: np.ndarray
-    broken: tuple[tuple[int, str], ...] = ()
+    labels: int64 [N]. root, name: of the cache's entry. files, settings: what else than the labels'
+    number the images depend on. Raises UserError for too many broken ones.
+    """
+    options |= {"place": place, "max_broken": max_broken, "title": title, "progress": progress}
 
+    def make(allocate: Allocate) -> Decoded:
+        return decode_images(reads(), labels, allocate=allocate, **options)
 
-class Cached(NamedTuple):
-    """images: uint8 [N, 3, H, W]; labels: int64 [N]; broken as in `Made`."""
-
-    images: Tensor
-    labels: Tensor
-    broken: tuple[tuple[int, str], ...]
+    if len(labels) < CACHE_FROM:
+        images, own_labels, indices = make(allocate_memory)
+    else:
+        key = fingerprint_files(root, files, *settings, progress=progress)
+        images, own_labels, indices = cached(root, name, key, title=title, make=make)
+    broken = name_broken(indices, place)
+    refuse_too_many(broken, len(labels), max_broken, title)  # a cache may be a more lenient run's
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(own_labels), classes, broken)
 
 
 def cached(
-    root: Path, name: str, key: str, *, what: str, make: Callable[[IO[bytes]], Made]
-) -> Cached | None:
-    """The cache `name` of root, its images mapped into memory.
+    root: Path, name: str, key: str, *, title: str, make: Callable[[Allocate], Decoded]
+) -> Decoded:
+    """Return what make(allocate) returns, its images mapped from a file.
 
-    make(file) writes the images (`reserve`, or `write_header` and then pixels) and returns what
-    belongs to them. It is called only where the cache lacks `key`, by one process at a time;
-    others wait, and take over from one that was killed. None where no folder takes a cache; what
-    make raises, apart from OSError, is passed on.
+    `make` decodes into the array that `allocate` returns. It is called only where no entry `name`
+    has this `key`, by one process at a time; the others wait, and take over from one that was
+    killed. Where no folder takes a cache it decodes into memory. What `make` raises is passed on.
     """
     places = _places(root)
     for place in places:
-        found = _open(place / f"{name}-{key}.npy", logging.DEBUG)
-        if found is not None:
-            return found
+        if (entry := _open(place / f"{name}-{key}")) is not None:
+            return entry
     for place in places:
-        path = place / f"{name}-{key}.npy"
+        path = place / f"{name}-{key}"
         try:
             place.mkdir(parents=True, exist_ok=True)
-            with build_lock(place / f".{name}.making", what):
-                found = _open(path, logging.WARNING)  # another process may have made it
-                if found is None:
-                    for killed in place.glob(f".{name}-*.tmp"):
-                        killed.unlink(missing_ok=True)
-                    log.info("%s: decoding into %s, once", what, path)
-                    _write(path, make)
-                    found = _open(path, logging.WARNING)
-                    _name_old(place, name, path)
+            with build_lock(place / f".{name}.making", title):
+                entry = _open(path)  # another process may have made it meanwhile
+                if entry is None:
+                    _make(path, name, make, title)
+                    entry = _open(path)
+            if entry is not None:
+                return entry
         except OSError as error:
-            log.info("%s: no cache in %s: %s", what, place, error)
-        if found is not None:
-            return found
-    return None
-
-
-def in_memory(decoded: Decoded, labels: np.ndarray) -> Cached:
-    """The same without a file. labels: of all, also of those that are broken."""
-    own = labels[kept(len(labels), decoded.broken)]
-    return Cached(torch.from_numpy(decoded.images), torch.from_numpy(own), decoded.broken)
+            log.info("%s: no cache in %s: %s", title, place, error)
+    log.warning("%s is decoded into memory, at every start: make room for a cache, or set "
+                "XDG_CACHE_HOME to a folder that has it", title)  # fmt: skip
+    return make(allocate_memory)
 
 
 def _places(root: Path) -> list[Path]:
-    """Folders that may hold the caches of root, the preferred one first."""
+    """Return the folders that may hold the caches of `root`, the preferred one first."""
     root = root.absolute()
     # Where nobody may write, a superuser is not asked to either.
     places = [root / FOLDER] if root.stat().st_mode & 0o222 else []
@@ -107,118 +126,88 @@ def _places(root: Path) -> list[Path]:
     return [*places, home / f"{root.name}-{digest}"]
 
 
-def _write(path: Path, make: Callable[[IO[bytes]], Made]) -> None:
-    def write(file: IO[bytes]) -> None:
-        made = make(file)
-        file.seek(0, os.SEEK_END)
-        file.write(np.ascontiguousarray(made.labels, dtype="<i8").data)
-        if made.broken:
-            file.write(json.dumps(made.broken).encode())
-
-    write_atomically(path, write)
-
-
-def _open(path: Path, level: int) -> Cached | None:
-    """What a cache file holds; None where there is none, or a bad one (logged at `level`)."""
+def _make(path: Path, name: str, make: Callable[[Allocate], Decoded], title: str) -> None:
+    """Write an entry: under its name there is all of it, or nothing."""
+    if path.exists():
+        log.warning("the cache %s is damaged: making it again", path)
+        shutil.rmtree(path)
+    for unfinished in path.parent.glob(f".{name}-*.tmp"):  # of a maker that was killed
+        shutil.rmtree(unfinished)
+    log.info("%s: decoding into %s, once", title, path)
+    folder = path.with_name(f".{path.name}.tmp")
+    folder.mkdir()
     try:
+        images, labels, broken = make(partial(_reserve, folder / "images"))
+        assert isinstance(images, np.memmap)
+        images.flush()
+        os.truncate(folder / "images", images.nbytes)  # fewer than there was room for
+        np.save(folder / "labels.npy", labels)
+        (folder / "set.json").write_text(json.dumps({"shape": images.shape, "broken": broken}))
+        folder.rename(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for old in sorted(path.parent.glob(f"{name}-*")):
+        if old != path:  # not removed: a run may have it mapped
+            log.info("%s is of other images, or read otherwise: delete it to free its room", old)
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a new file's room for uint8 images, mapped for writing."""
+    images = np.memmap(path, np.uint8, "w+", shape=shape)
+    if hasattr(os, "posix_fallocate"):  # else a disk that fills up would end the process (SIGBUS)
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+    return images
+
+
+def _open(path: Path) -> Decoded | None:
+    """Return what an entry holds; None where there is none, or a damaged one."""
+    try:
+        content = json.loads((path / "set.json").read_text())
+        shape = tuple(content["shape"])
+        broken = [(int(index), str(reason)) for index, reason in content["broken"]]
+        labels = np.load(path / "labels.npy", allow_pickle=False)
+        if (path / "images").stat().st_size != math.prod(shape) or len(labels) != shape[0]:
+            return None
         # Copy-on-write: pages are shared with other processes, and torch gets a writable array
         # without being able to change the file.
-        images = np.load(path, mmap_mode="c", allow_pickle=False)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"{images.dtype} {list(images.shape)} instead of images")
-        with open(path, "rb") as file:
-            file.seek(images.offset + images.nbytes)
-            labels = np.frombuffer(file.read(8 * len(images)), dtype="<i8").astype(np.int64)
-            rest = file.read()
-        if len(labels) != len(images):
-            raise ValueError("its size is not what its header says")
-        broken = tuple((int(i), escaped(reason)) for i, reason in json.loads(rest or b"[]"))
-        edges = [-1, *(index for index, _ in broken), len(images) + len(broken)]
-        if any(index >= after for index, after in itertools.pairwise(edges)):
-            raise ValueError("its list of broken images is not in order")
-    except FileNotFoundError:
+        return Decoded(np.memmap(path / "images", np.uint8, "c", shape=shape), labels, broken)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    except PermissionError as error:
-        log.log(level, "cannot read the cache %s: %s", path, error)
-        return None
-    except Exception as error:  # numpy raises nearly anything for a damaged header
-        log.log(level, "the cache %s is damaged (%s): making it again", path, error)
-        return None
-    return Cached(torch.from_numpy(images), torch.from_numpy(labels), broken)
 
 
-def _name_old(place: Path, name: str, current: Path) -> None:
-    """Say what takes up space and is of no more use. Not removed: a run may have it mapped."""
-    for path in sorted(place.glob(f"{name}-*.npy")):
-        if path != current:
-            log.info("%s is of other images, or read otherwise: delete it to free %.1f GB",
-                     path, path.stat().st_size / 1e9)  # fmt: skip
+def fingerprint_files(
+    folder: Path, files: Sequence[str], *settings: object, progress: Progress = no_progress
+) -> str:
+    """Return 16 hex digits that change with the files' names below folder, sizes and times.
 
-
-def write_header(file: IO[bytes], shape: Sequence[int]) -> None:
-    """The header of a .npy file of uint8 images, at the start of the file.
-
-    It has the same length whatever the number of images, and may be written again when that
-    number is known.
+    settings: whatever else the cache depends on. A missing file counts as such: reading it will
+    say what is wrong.
     """
-    file.seek(0)
-    header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(file, header)
 
-
-def after_header(file: io.BytesIO) -> np.ndarray:
-    """The images of a .npy file that was written to memory; not a copy."""
-    file.seek(0)
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return np.frombuffer(file.getbuffer(), dtype, offset=file.tell()).reshape(shape)
-
-
-def reserve(file: IO[bytes], shape: Sequence[int]) -> np.memmap:
-    """Room for images of a known shape in an empty file, mapped for writing: uint8 `shape`."""
-    write_header(file, shape)
-    file.flush()
-    start, size = file.tell(), math.prod(shape)
-    try:
-        # Without it a disk that fills up would end the process (SIGBUS) instead of raising.
-        os.posix_fallocate(file.fileno(), start, size)
-    except AttributeError:  # macOS
-        file.truncate(start + size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        file.truncate(start + size)
-    return np.memmap(file, np.uint8, "r+", start, tuple(shape))
-
-
-def shorten(file: IO[bytes], shape: Sequence[int]) -> None:
-    """Fewer images than were reserved: the first ones."""
-    write_header(file, shape)
-    file.flush()
-    file.truncate(file.tell() + math.prod(shape))
-
-
-def fingerprint(folder: Path, files: Sequence[str], *settings: object) -> str:
-    """16 hex digits that change with the files' names below folder, sizes and times of change.
-
-    settings: whatever else the cache depends on. A file that can't be looked at counts as such:
-    reading it will say what is wrong.
-    """
-    facts = np.full((len(files), 2), -1, dtype="<i8")
-
-    def look(indices: range, _: None) -> None:
-        for index in indices:
+    def stat_chunk(chunk: list[str]) -> list[tuple[int, int]]:
+        facts = []
+        for file in chunk:
             try:
-                status = os.stat(files[index])
+                status = os.stat(file)
             except OSError:
-                continue
-            facts[index] = status.st_size, status.st_mtime_ns
+                facts.append((-1, -1))
+            else:
+                facts.append((status.st_size, status.st_mtime_ns))
+        return facts
 
-    count = len(files)
-    stretches = [(range(i, min(i + STAT_CHUNK, count)), None) for i in range(0, count, STAT_CHUNK)]
-    in_threads(look, stretches, f"looking for changes in {folder}", count)
+    facts: list[tuple[int, int]] = []
+    with progress(f"looking for changes in {folder}", len(files)) as advance:
+        for chunk in map_in_threads(stat_chunk, split_chunks(files, STAT_CHUNK)):
+            facts += chunk
+            advance(len(facts))
     prefix = len(os.path.join(folder, ""))
     digest = hashlib.sha256(repr(settings).encode(errors="surrogateescape"))
     digest.update("\0".join(file[prefix:] for file in files).encode(errors="surrogateescape"))
-    digest.update(facts.data)
+    digest.update(np.array(facts, dtype="<i8").data)
     return digest.hexdigest()[:16]

@@ -90,45 +90,45 @@ def read(
         raise UserError(f"image_size of {alphabet} must be at most 256, got {image_size}")
     names = list(ALPHABETS[alphabet].values())
     name = f"{alphabet}-{split}-{count}-{image_size}px-seed{seed}-v{VERSION}.npz"
-    images, labels = _cached(root / name, alphabet, split, count, image_size, seed)
+    images, labels = _load_or_draw(root / name, alphabet, split, count, image_size, seed)
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), names)
 
 
-def _cached(
+def _load_or_draw(
     path: Path, alphabet: str, split: str, count: int, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels from the cache; drawn, and put there, where it lacks them."""
+    """Return the images and labels in the cache; draw them, and put them there, where it has none.
+
+    A folder that can't be written stops nobody: drawing takes seconds.
+    """
     shape = (count, 3, size, size)
-    cached = _read_cache(path, shape)
-    if cached is not None:
-        return cached
+    drawn = _load(path, shape)
+    if drawn is not None:
+        return drawn
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with build_lock(path.with_name(f".{path.stem}.making"), alphabet):
-            cached = _read_cache(path, shape)  # another run may have drawn it meanwhile
-            if cached is None:
+            drawn = _load(path, shape)  # another run may have drawn them meanwhile
+            if drawn is None:
+                if path.exists():
+                    log.warning("%s is damaged: drawing it again", path)
                 remove_temporaries(path.parent, of=path.stem)
-                cached = draw(alphabet, split, count, size, seed)
-                images, labels = cached
-                save = partial(np.savez, images=images, labels=labels)
-                write_atomically(path, save)
-        return cached
-    except OSError as error:  # a read-only folder must not stop anyone: drawing takes seconds
+                drawn = images, labels = draw(alphabet, split, count, size, seed)
+                write_atomically(path, partial(np.savez, images=images, labels=labels))
+        return drawn
+    except OSError as error:
         log.warning("glyphs are not cached in %s: %s", path.parent, error)
-        return cached or draw(alphabet, split, count, size, seed)
+        return drawn or draw(alphabet, split, count, size, seed)
 
 
-def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the images and labels in a file; None where there is none, or a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # numpy raises nearly anything for a damaged header
-        log.warning("%s is damaged (%s): drawing it again", path, error)
+    except Exception:  # numpy raises nearly anything for a damaged header
         return None
     if images.shape != shape or images.dtype != np.uint8 or labels.shape != shape[:1]:
-        log.warning("%s holds other images than its name says: drawing it again", path)
         return None
     return images, labels.astype(np.int64, copy=False)
 
@@ -136,7 +136,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
 def draw(
     alphabet: str, split: str, count: int, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw glyphs -> images uint8 [N, 3, size, size] and labels int64 [N]."""
+    """Draw glyphs. Return images, uint8 [N, 3, size, size], and labels, int64 [N]."""
     stream = [seed, list(ALPHABETS).index(alphabet), ("train", "test").index(split)]
     random = np.random.default_rng(stream)
     masks, of_class = _masks(alphabet, size)
@@ -153,7 +153,7 @@ def draw(
 
 @cache
 def _masks(alphabet: str, size: int) -> tuple[Tensor, list[list[int]]]:
-    """Every glyph in every font, centred, 0..1: [M, 1, S, S]; and each class's glyphs."""
+    """Return every glyph in every font, centred, 0..1 [M, 1, S, S], and each class's glyphs."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
@@ -195,7 +195,7 @@ def _jitter(masks: Tensor, size: int, random: np.random.Generator) -> np.ndarray
 
 
 def _paint(glyphs: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Glyphs [B, size, size] (0..1) in a colour on a gradient, with noise: [B, 3, size, size]."""
+    """Paint glyphs [B, size, size] (0..1) in a colour on a gradient: [B, 3, size, size]."""
     count, size, _ = glyphs.shape
     middle, ink = _colours(count, random)
     ends = random.uniform(-GRADIENT, GRADIENT, (count, 3))
@@ -213,7 +213,7 @@ def _paint(glyphs: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _colours(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A background and an ink colour [B, 3] each, drawn until they differ enough in luminance."""
+    """Draw a background and an ink colour, [B, 3] each, that differ enough in luminance."""
     luminance = np.array([0.299, 0.587, 0.114])
     colours = random.uniform(0, 1, (2, count, 3))
     while True:

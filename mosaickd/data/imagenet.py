@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import torch
 
 from mosaickd.data import cache, folder
+from mosaickd.data.decode import Allocate, Decoded, Progress, no_progress
 from mosaickd.data.parquet import find_shards, read_split, warn_once
-from mosaickd.data.pickled import ADVICE, Array, load_dict
-from mosaickd.data.pictures import progress
 from mosaickd.data.source import ImageSet
+from mosaickd.data.unpickle import ADVICE, load_arrays
 from mosaickd.errors import UserError
-from mosaickd.unpickling import Refused
-
-log = logging.getLogger(__name__)
 
 CLASSES = 1000
 SIZES = (8, 16, 32, 64)  # as published
@@ -33,41 +27,39 @@ def read(
     image_size: int,
     max_broken: float = 0.0,
     follow_links: bool = False,  # of class folders: also to what lies outside of root
+    progress: Progress = no_progress,
 ) -> ImageSet:
     """Read a split from what lies in root. Batches keep their own size (`Source` resizes).
 
     Takes class folders, train/<class>/ and val/<class>/; else the batches of downsampled
     ImageNet, train_data_batch_1 to _10 and val_data, in root or in folders directly below it;
-    else Parquet shards. Batches are unpacked once, into a cache in root, and then mapped into
-    memory; they must be whole. max_broken, follow_links: as in `mosaickd.data.folder.read`.
+    else Parquet shards. Batches are unpacked once, into a cache in root; they must be whole.
     Raises UserError where the images are missing or damaged.
     """
-
-    def read_folders() -> ImageSet:
-        return folder.read(root=root, split=split, image_size=image_size, max_broken=max_broken,
-                           follow_links=follow_links)  # fmt: skip
-
     root = root.absolute()
     if not root.is_dir():
         raise UserError(f"no folder {root}. {_advice(root)}")
     # First, because a search for anything else looks at each of a million image files.
-    if _has_folders(root / "train"):
-        return read_folders()
-    if batches := find_batches(root, split):
-        return _read_batches(root, split, batches)
-    other = "test" if split == "train" else "train"
-    if there := find_batches(root, other):
-        wanted = BATCHES[split]
-        raise UserError(
-            f"{there[0].parent} has batches of ImageNet's {other} images, but {root} has none of "
-            f"its {split} images; put {wanted[0]}{' ... _10' if len(wanted) > 1 else ''} beside "
-            "them"
-        )
-    if shards := find_shards(root, split):
-        return read_split(shards, image_size=image_size, max_broken=max_broken)
-    if not _has_folders(root):
-        raise UserError(f"no ImageNet images in {root}. {_advice(root)}")
-    return read_folders()
+    class_folders = _has_folders(root / "train")
+    if not class_folders:
+        if batches := find_batches(root, split):
+            return _read_batches(root, split, batches, progress)
+        if others := find_batches(root, "test" if split == "train" else "train"):
+            wanted = BATCHES[split]
+            raise UserError(
+                f"{others[0].parent} has batches of ImageNet, but none of its {split} images; put "
+                f"{wanted[0]}{' ... _10' if len(wanted) > 1 else ''} beside them"
+            )
+        if shards := find_shards(root, split):
+            return read_split(
+                shards, image_size=image_size, max_broken=max_broken, progress=progress
+            )
+        if not _has_folders(root):
+            raise UserError(f"no ImageNet images in {root}. {_advice(root)}")
+    return folder.read(
+        root=root, split=split, image_size=image_size, max_broken=max_broken,
+        follow_links=follow_links, progress=progress,
+    )  # fmt: skip
 
 
 def _advice(root: Path) -> str:
@@ -82,14 +74,14 @@ def _advice(root: Path) -> str:
 
 
 def _has_folders(place: Path) -> bool:
-    """Whether there are folders in place, other than hidden ones: caches, and what tools leave."""
-    if not place.is_dir():
-        return False
-    return any(entry.is_dir() for entry in place.iterdir() if not entry.name.startswith("."))
+    """Return whether there are folders in place, other than hidden ones: caches."""
+    return place.is_dir() and any(
+        entry.is_dir() for entry in place.iterdir() if not entry.name.startswith(".")
+    )
 
 
 def find_batches(root: Path, split: str) -> list[Path]:
-    """The split's batch files in root or directly below it, by number; empty if there are none.
+    """Return the split's batch files in root or directly below it, by number.
 
     Raises UserError if several folders have some.
     """
@@ -106,106 +98,67 @@ def find_batches(root: Path, split: str) -> list[Path]:
     return next(iter(found.values()), [])
 
 
-def _read_batches(root: Path, split: str, batches: list[Path]) -> ImageSet:
-    there = {path.name for path in batches}
-    missing = [name.rsplit("_", 1)[1] for name in BATCHES[split] if name not in there]
+def _read_batches(root: Path, split: str, batches: list[Path], progress: Progress) -> ImageSet:
+    names = {path.name for path in batches}
+    missing = [name.rsplit("_", 1)[1] for name in BATCHES[split] if name not in names]
     if missing:
         warn_once(
             f"{batches[0].parent}: of the 10 training batches of ImageNet, number "
             f"{', '.join(missing)} is missing, so only the images that are there are used"
         )
+    title = f"{batches[0].parent} ({split})"
 
-    def make(file: IO[bytes]) -> cache.Made:
-        return cache.Made(_unpack(batches, file))
+    def unpack(allocate: Allocate) -> Decoded:
+        return _unpack(batches, title, allocate, progress)
 
-    names = [str(path) for path in batches]
-    key = cache.fingerprint(root, names, VERSION)
-    what = f"{batches[0].parent} ({split})"
-    found = cache.cached(root, f"batches-{split}", key, what=what, make=make)
-    if found is None:
-        log.warning("%s is unpacked into memory, at every start: make room for a cache, or set "
-                    "XDG_CACHE_HOME to a folder that has it", what)  # fmt: skip
-        memory = io.BytesIO()
-        labels = _unpack(batches, memory)
-        images = cache.after_header(memory)
-        found = cache.Cached(torch.from_numpy(images), torch.from_numpy(labels), ())
-    return ImageSet(found.images, found.labels, [str(index) for index in range(CLASSES)])
+    key = cache.fingerprint_files(root, [str(path) for path in batches], VERSION)
+    images, labels, _ = cache.cached(root, f"batches-{split}", key, title=title, make=unpack)
+    classes = [str(index) for index in range(CLASSES)]
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), classes)
 
 
-def _unpack(batches: list[Path], file: IO[bytes]) -> np.ndarray:
-    """Write the images of all batches to file, as .npy; -> their labels int64 [N], 0..999.
-
-    One batch is in memory at a time.
-    """
+def _unpack(batches: list[Path], title: str, allocate: Allocate, progress: Progress) -> Decoded:
+    """Return the images of all batches; one batch at a time is in memory besides them."""
+    images, done = np.empty((0, 3, 0, 0), dtype=np.uint8), 0
     labels: list[np.ndarray] = []
-    count, size = 0, 0
-    cache.write_header(file, (0, 3, 0, 0))
-    with progress(f"unpacking {batches[0].parent}", len(batches)) as advance:
-        for done, path in enumerate(batches, start=1):
-            pixels, of_batch = load_batch(path)
-            if size and pixels.shape[-1] != size:
-                raise UserError(
-                    f"{path} holds images of {pixels.shape[-1]}x{pixels.shape[-1]}, "
-                    f"{batches[0].name} of {size}x{size}; all must have one size: keep each set "
-                    "in a folder of its own"
-                )
+    with progress(f"unpacking {title}", len(batches)) as advance:
+        for number, path in enumerate(batches, start=1):
+            pixels, own_labels = load_batch(path)
             size = pixels.shape[-1]
-            count += len(pixels)
-            labels.append(of_batch)
-            file.write(np.ascontiguousarray(pixels).data)
-            del pixels  # before the next one is read
-            advance(done)
-    cache.write_header(file, (count, 3, size, size))
-    return np.concatenate(labels)
+            if number == 1:  # a file has a byte for each channel of a pixel, and a little more
+                room = sum(batch.stat().st_size for batch in batches) // (3 * size * size)
+                images = allocate((room, 3, size, size))
+            elif size != images.shape[-1]:
+                raise UserError(
+                    f"{path} holds images of {size}x{size}, {batches[0].name} of "
+                    f"{images.shape[-1]}x{images.shape[-1]}; all must have one size: keep each "
+                    "set in a folder of its own"
+                )
+            images[done : done + len(pixels)] = pixels
+            done += len(pixels)
+            labels.append(own_labels)
+            advance(number)
+    return Decoded(images[:done], np.concatenate(labels), [])
 
 
 def load_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch file: images uint8 [N, 3, S, S] and labels int64 [N], 0..999.
+    """Return a batch file's images, uint8 [N, 3, S, S], and its labels, int64 [N], 0..999.
 
-    Nothing in the pickle is executed. Raises UserError naming what is wrong with the file.
+    Raises UserError naming what is wrong with the file; nothing that it names is executed.
     """
-    content = load_dict(path)
-    for key in ("data", "labels"):
-        if key not in content:
-            keys = ", ".join(repr(name[:20]) for name in list(content)[:8])
-            raise UserError(f"{path} has no {key!r}, only {keys or 'an empty dict'}: it is no "
-                            f"batch of downsampled ImageNet; {ADVICE}")  # fmt: skip
-    try:
-        images = _images(content["data"])
-        labels = _labels(content["labels"])
-        if len(labels) != len(images):
-            raise Refused(f"{len(labels)} labels for {len(images)} images")
-    except (Refused, ValueError) as error:
-        raise UserError(f"{path} is no batch of downsampled ImageNet: it has {error}; "
-                        f"{ADVICE}") from None  # fmt: skip
-    return images, labels
-
-
-def _images(data: Any) -> np.ndarray:
-    """[N, 3*S*S], each image red, then green, then blue -> [N, 3, S, S]"""
-    if type(data) is not Array:
-        raise Refused(f"a {type(data).__name__} as 'data' instead of an array")
-    pixels = data.to_numpy()
+    content = load_arrays(path)
+    rows, labels = (np.asarray(content.get(key, [])) for key in ("data", "labels"))
     sizes = {3 * size * size: size for size in SIZES}
-    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] not in sizes:
-        raise Refused(f"'data' of {pixels.dtype} {list(pixels.shape)} instead of uint8 [N, 3*S*S] "
-                      f"with S among {', '.join(map(str, SIZES))}")  # fmt: skip
-    if not len(pixels):
-        raise Refused("no images")
-    size = sizes[pixels.shape[1]]
-    return pixels.reshape(-1, 3, size, size)
-
-
-def _labels(data: Any) -> np.ndarray:
-    """Labels 1..1000, a list or an array -> 0..999."""
-    values = data.to_numpy() if type(data) is Array else data
-    if not isinstance(values, np.ndarray):
-        if type(values) not in (list, tuple) or not all(type(value) is int for value in values):
-            raise Refused("'labels' that are not a list of whole numbers")
-        values = np.array(values)
-    if values.dtype.kind not in "iu" or values.ndim != 1:  # huge numbers become objects
-        raise Refused(f"'labels' of {values.dtype} {list(values.shape)} instead of whole numbers")
-    outside = (values < 1) | (values > CLASSES)
-    if outside.any():
-        raise Refused(f"the label {values[outside][0]}, out of range 1..{CLASSES}")
-    return values.astype(np.int64) - 1
+    problem = None
+    if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] not in sizes or not len(rows):
+        problem = (f"'data' of {rows.dtype} {list(rows.shape)} instead of uint8 [N, 3*S*S] with S "
+                   f"among {', '.join(map(str, SIZES))}")  # fmt: skip
+    elif labels.dtype.kind not in "iu" or labels.shape != rows.shape[:1]:
+        problem = (f"'labels' of {labels.dtype} {list(labels.shape)} instead of a whole number "
+                   f"for each of {len(rows)} images")  # fmt: skip
+    elif labels.min() < 1 or labels.max() > CLASSES:
+        problem = f"labels {labels.min()}..{labels.max()}, out of range 1..{CLASSES}"
+    if problem:
+        raise UserError(f"{path} is no batch of downsampled ImageNet: it has {problem}; {ADVICE}")
+    size = sizes[rows.shape[1]]
+    return rows.reshape(-1, 3, size, size), labels.astype(np.int64) - 1

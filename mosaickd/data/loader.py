@@ -31,11 +31,11 @@ class Normalize(nn.Module):
         return (images.float() - self.mean) / self.std
 
     def inverse(self, images: Tensor) -> Tensor:
-        """Normalised images -> [0, 1] as far as they are images."""
+        """Return normalised images in [0, 1], as far as they are images."""
         return images.float() * self.std + self.mean
 
 
-class Resident:
+class ResidentImages:
     """uint8 images on the device, made into normalised float batches there."""
 
     def __init__(
@@ -55,21 +55,21 @@ class Resident:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> normalised float, in the layout that the networks want."""
+        """Return uint8 [B, 3, H, W] as normalised float, in the networks' memory format."""
         pixels = self.normalize(images.float().div_(255))
         return pixels.contiguous(memory_format=self.memory_format)
 
 
-class ResidentLoader(Resident):
+class ResidentLoader(ResidentImages):
     """Endless shuffled batches of one image set.
 
     Every batch has `batch_size` images: one that reaches the end of a permutation goes on with
     the next one, so shapes never change and no image is left out. `len()` is the number of
-    batches in which each image has been seen: one epoch. Shuffling and augmentation draw from
-    one generator, whose state is part of `state_dict()`.
+    batches in an epoch. Shuffling and augmentation draw from one generator, whose state is part
+    of `state_dict()`.
 
-    Which images come next is decided in `sample_indices`, by counting on the host; what is done to them in
-    `make`, on the device alone and always in the same shapes, so that it can be captured.
+    `sample_indices` chooses the images, by counting on the host; `make_batch` makes their pixels,
+    on the device alone and always in the same shapes, so that it can be captured.
 
     share: the part of every batch that this process gets, of several that train together. All of
     them draw the same numbers for the whole batch, so together they see what one alone would.
@@ -79,63 +79,57 @@ class ResidentLoader(Resident):
         self,
         data: ImageSet,
         *,
-        batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
         augment: bool,
         seed: int,
-        device: torch.device,
-        channels_last: bool = True,
         name: str = "the data set",
         share: slice = slice(None),
+        **settings: Any,  # of ResidentImages
     ) -> None:
-        check_batch_size(batch_size, len(data), name)
-        super().__init__(
-            data,
-            batch_size=batch_size,
-            mean=mean,
-            std=std,
-            device=device,
-            channels_last=channels_last,
-        )
+        super().__init__(data, **settings)
+        check_batch_size(self.batch_size, len(data), name)
         self.augment = augment
         self.padding = usual_padding(data.images.shape[-1])
         self.share = share
-        self.rng = torch.Generator(device).manual_seed(seed)
+        self.rng = torch.Generator(self.images.device).manual_seed(seed)
         self.begin()
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
     def __next__(self) -> tuple[Tensor, Tensor, Tensor]:
-        """-> normalised float images [b, 3, H, W], labels [b], which images these are [b]"""
-        return tuple(part[0] for part in self.make(self.sample_indices()))  # type: ignore[return-value]
+        """Return normalised float images [b, 3, H, W], labels [b] and indices [b]."""
+        images, labels, indices = self.make_batch(self.sample_indices())
+        return images[0], labels[0], indices[0]
 
     def sample_indices(self, count: int = 1) -> Tensor:
-        """The next `count` batches. -> indices [count, batch_size], of all processes together."""
+        """Return which images the next `count` batches hold, of all processes together.
+
+        [count, batch_size]
+        """
         return self.next_indices(count * self.batch_size).view(count, self.batch_size)
 
-    def make(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """This process's share [count, b] of the batches that were drawn. Never waits.
+    def make_batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return this process's share of sampled batches, without waiting for the device.
 
-        -> normalised float images [count, b, 3, H, W], labels [count, b], indices [count, b]
+        indices: [count, batch_size] -> normalised float images [count, b, 3, H, W], labels
+        [count, b], indices [count, b]
         """
         own = indices[:, self.share]
         images = self.images[own.flatten()]
         if self.augment:
-            drawn = draw_crops(indices.numel(), self.padding, self.rng)
-            mine = [d.view(*indices.shape)[:, self.share].reshape(-1, 1) for d in drawn]
-            images = crop_and_flip(images, self.padding, *mine)
+            crops = draw_crops(indices.numel(), self.padding, self.rng)
+            own_crops = [c.view(*indices.shape)[:, self.share].reshape(-1, 1) for c in crops]
+            images = crop_and_flip(images, self.padding, *own_crops)
         pixels = self.prepare(images)
         return pixels.unflatten(0, own.shape), self.labels[own], own
 
     def begin(self) -> None:
-        """Get ready for the first batch."""
+        """Prepare for the first batch."""
         self.position = 0
         self._shuffle()
 
     def next_indices(self, count: int) -> Tensor:
-        """-> [count]"""
+        """Return which images come next, [count]."""
         parts = [self.permutation[self.position : self.position + count]]
         self.position += len(parts[0])
         while missing := count - sum(map(len, parts)):
@@ -151,7 +145,7 @@ class ResidentLoader(Resident):
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The permutation is not stored: it is drawn again from the state before it."""
+        """Return the state; not the permutation, which is drawn again from the state before it."""
         return {
             "before_shuffle": self.before_shuffle,
             "position": self.position,
@@ -178,7 +172,7 @@ class BalancedLoader(ResidentLoader):
         self.starts = self.counts.cumsum(0) - self.counts
 
     def next_indices(self, count: int) -> Tensor:
-        """A class for each, then one of its images."""
+        """Draw a class for each, then one of its images."""
         device = self.images.device
         chosen = torch.randint(len(self.counts), (count,), generator=self.rng, device=device)
         counts = self.counts[chosen]
@@ -202,7 +196,7 @@ def check_batch_size(batch_size: int, count: int, name: str) -> None:
         )
 
 
-class TestBatches(Resident):
+class TestBatches(ResidentImages):
     """All images of a set once, in order: what `evaluate` iterates over.
 
     part, parts: of several processes, which one this is; each has every parts-th image.
@@ -211,24 +205,26 @@ class TestBatches(Resident):
     __test__ = False  # a name that pytest would collect
 
     def __init__(self, data: ImageSet, *, part: int = 0, parts: int = 1, **settings: Any) -> None:
-        own = data if parts == 1 else data.only(slice(part, None, parts))
-        super().__init__(own, **settings)
+        super().__init__(
+            data if parts == 1 else data.only(slice(part, None, parts)),
+            **settings,  # of ResidentImages
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        pairs = zip(
-            self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
-        )
-        for images, labels in pairs:
+        """Yield normalised float images [b, 3, H, W] and labels [b]."""
+        image_batches = self.images.split(self.batch_size)
+        label_batches = self.labels.split(self.batch_size)
+        for images, labels in zip(image_batches, label_batches, strict=True):
             yield self.prepare(images), labels
 
 
 def usual_padding(width: int) -> int:
-    """Of random crops: 4 pixels at 32x32, as everywhere on CIFAR."""
+    """Return the padding of random crops: 4 pixels at 32x32, as everywhere on CIFAR."""
     return width // 8
 
 
 def random_crop_and_flip(images: Tensor, padding: int, rng: torch.Generator) -> Tensor:
-    """Each image by its own offset and coin: crop from zero padding, then horizontal flip.
+    """Crop each image from zero padding at its own offset, then flip it or not.
 
     images: [B, C, H, W] of any dtype -> the same shape. Like torchvision's RandomCrop(padding=p)
     and RandomHorizontalFlip, but for a whole batch by two gathers, without a host round trip.
@@ -237,8 +233,10 @@ def random_crop_and_flip(images: Tensor, padding: int, rng: torch.Generator) -> 
 
 
 def draw_crops(count: int, padding: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """For each image: the first row and column of its crop, and whether it is flipped. [count, 1]
-    each."""
+    """Draw the first row and column of each image's crop, and whether it is flipped.
+
+    [count, 1] each
+    """
     spread = 2 * padding + 1
     top = torch.randint(spread, (count, 1), generator=rng, device=rng.device)
     left = torch.randint(spread, (count, 1), generator=rng, device=rng.device)
@@ -247,7 +245,7 @@ def draw_crops(count: int, padding: int, rng: torch.Generator) -> tuple[Tensor, 
 
 
 def crop_and_flip(images: Tensor, padding: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """images: [B, C, H, W]; the rest as `draw_crops` gives it -> [B, C, H, W]."""
+    """Crop and flip as `draw_crops` says. images: [B, C, H, W] -> [B, C, H, W]"""
     count, channels, height, width = images.shape
     device = images.device
     padded = nn.functional.pad(images, (padding,) * 4)

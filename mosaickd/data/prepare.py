@@ -9,47 +9,40 @@ The same command again goes on where one was stopped.
 from __future__ import annotations
 
 import argparse
-import itertools
-import multiprocessing
+import logging
 import os
-import shutil
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from multiprocessing import connection
-from multiprocessing.synchronize import Event
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageOps, features
+from rich.console import Console
+from rich.progress import track
 
-from mosaickd.data.broken import escaped
-from mosaickd.data.finding import Tree
-from mosaickd.data.pictures import SUFFIXES, in_rgb, read_file
-from mosaickd.errors import UserError
+from mosaickd.data.decode import (
+    Unreadable,
+    decode_image,
+    escape_name,
+    map_in_threads,
+    read_bytes,
+)
+from mosaickd.data.image_files import SUFFIXES, ImageFiles
+from mosaickd.errors import UserError, printable
 from mosaickd.files import read_json, write_atomically, write_json
-from mosaickd.locks import run_lock
+from mosaickd.locks import build_lock
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 FORMATS = ("png", "webp")
 FITS = ("stretch", "crop")
 RECORD = "prepare.json"
 BROKEN = "broken.txt"
-PARTIAL = ".partial"  # where files are written before they get their names
-CHUNK = 32  # images a worker takes at once
-POLL = 0.2  # seconds between looks at whether to stop
 SHOWN = 5  # broken files named on the terminal
-
-#: A source file and its target, below SOURCE and TARGET.
-Job = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -71,24 +64,15 @@ class Outcome:
     broken: list[tuple[str, str]] = field(default_factory=list)
     stopped: bool = False
 
-    @property
-    def done(self) -> int:
-        return self.made + self.present + len(self.broken)
-
-    def add(self, other: Outcome) -> None:
-        self.made += other.made
-        self.present += other.present
-        self.broken += other.broken
-
 
 def prepare(
     source: Path, target: Path, recipe: Recipe, workers: int, follow_links: bool = False
 ) -> Outcome:
-    """Make small copies in target of all images below source, in the same sub-folders.
+    """Write small copies of all images below source to target, in the same sub-folders.
 
     Finished ones are left alone; broken files, and links out of source unless follow_links, are
-    listed in target/broken.txt. Ctrl-C stops it.
-    Raises UserError for folders that can't be meant and where target can't be written.
+    listed in target/broken.txt. Ctrl-C stops it. Raises UserError for folders that can't be meant
+    and where target can't be written.
     """
     source, target = source.resolve(), target.resolve()
     if not source.is_dir():
@@ -98,21 +82,20 @@ def prepare(
                         "choose another TARGET")  # fmt: skip
     if recipe.format == "webp" and not features.check("webp"):
         raise UserError("this Pillow can't write WebP; use --format png")
-    start = len(os.path.join(source, ""))
-    found = Tree(source, follow_links, "--follow-links follows it").image_files(source)
-    names = [path[start:] for path in found.files if path not in found.refused]
-    refused = [(path[start:], reason) for path, reason in found.refused.items()]
+    found = ImageFiles()
+    found.add(source, source, follow_links)
     if not found.files:
         raise UserError(f"no images below {source} (looked for {', '.join(sorted(SUFFIXES))})")
+    outside = {os.path.relpath(path, source) for path in found.outside}
+    names = [os.path.relpath(path, source) for path in found.files]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with run_lock(target, otherwise="choose another TARGET"):
+        with build_lock(target / ".making", str(target)):
             _check_record(source, target, recipe)
-            shutil.rmtree(target / PARTIAL, ignore_errors=True)  # of a killed run
-            (target / PARTIAL).mkdir()
-            outcome = _run(source, names, target, recipe, workers)
-            outcome.broken += refused
-            shutil.rmtree(target / PARTIAL, ignore_errors=True)
+            inside = [name for name in names if name not in outside]
+            outcome = _shrink_all(source, inside, target, recipe, workers)
+            reason = f"a link that leads out of {source}; --follow-links follows it"
+            outcome.broken = sorted(outcome.broken + [(name, reason) for name in outside])
             _list_broken(target, outcome)
     except OSError as error:
         path = error.filename2 or error.filename or target
@@ -123,9 +106,8 @@ def prepare(
 
 
 def _check_record(source: Path, target: Path, recipe: Recipe) -> None:
-    """A folder holds the images of one source and one recipe; otherwise UserError."""
-    path = target / RECORD
-    now = {"source": str(source), **asdict(recipe)}
+    """Raise UserError where a folder holds the images of another source or recipe."""
+    path, now = target / RECORD, {"source": str(source), **asdict(recipe)}
     before = read_json(path)
     if before is None:
         if any(not entry.name.startswith(".") for entry in target.iterdir()):
@@ -133,9 +115,8 @@ def _check_record(source: Path, target: Path, recipe: Recipe) -> None:
                             "folder as TARGET")  # fmt: skip
         write_json(path, now)
     elif before != now:
-        if not isinstance(before, dict) or before.keys() != now.keys():
-            raise UserError(f"{path} is not what this program wrote; choose another TARGET")
-        changed = [f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]]
+        changed = [f"{key} {before.get(key)}, not {value}" for key, value in now.items()
+                   if before.get(key) != value]  # fmt: skip
         raise UserError(
             f"{target} was made with {'; '.join(changed)}: choose another TARGET, or delete this "
             f"one. If SOURCE was only moved, correct it in {path}"
@@ -145,207 +126,73 @@ def _check_record(source: Path, target: Path, recipe: Recipe) -> None:
 def _list_broken(target: Path, outcome: Outcome) -> None:
     path = target / BROKEN
     if outcome.broken:
-        lines = sorted(outcome.broken)
-        text = "".join(f"{escaped(name, raw=True)}\t{reason}\n" for name, reason in lines)
-        content = text.encode(errors="surrogateescape")
-        write_atomically(path, lambda file: file.write(content))
+        text = "".join(f"{escape_name(name)}\t{reason}\n" for name, reason in outcome.broken)
+        write_atomically(path, lambda file: file.write(text.encode()))
     elif not outcome.stopped:
         path.unlink(missing_ok=True)
 
 
-def targets(names: Sequence[str], suffix: str) -> Iterator[Job]:
-    """Each file of a sorted tree with its target: a/b.jpg -> a/b.png.
+def assign_targets(names: Sequence[str], suffix: str) -> Iterator[tuple[str, str]]:
+    """Yield each file of a sorted tree with its target: a/b.jpg, a/b.png.
 
     Where several would get the same (b.jpg and b.gif; B.jpg on some disks), they keep their
     whole names: b.jpg.png and b.gif.png.
     """
-    for _, group in itertools.groupby(names, key=os.path.dirname):
+    for _, group in groupby(names, key=os.path.dirname):
         stems = {name: os.path.splitext(name)[0] for name in group}
-        while True:  # b.jpg may have become b.jpg.png, which b.jpg.gif had
-            taken = Counter(stem.casefold() for stem in stems.values())
-            doubled = [n for n, stem in stems.items() if taken[stem.casefold()] > 1 and stem != n]
-            if not doubled:
-                break
-            stems.update((name, name) for name in doubled)
+        taken = Counter(word.casefold() for item in stems.items() for word in item)
         for name, stem in stems.items():
-            yield name, f"{stem}.{suffix}"
+            yield name, f"{stem if taken[stem.casefold()] == 1 else name}.{suffix}"
 
 
-def _run(source: Path, names: list[str], target: Path, recipe: Recipe, workers: int) -> Outcome:
-    outcome = Outcome()
-    jobs = targets(names, recipe.format)
-    chunks = iter(lambda: list(itertools.islice(jobs, CHUNK)), [])
-    with (
-        _interruptions() as interrupted,
-        _bar(len(names)) as show,
-        _workers(workers, source, target, recipe) as (pool, stop),
-    ):
-        ahead: set[Future[Outcome]] = set()
-        while True:
-            if interrupted:
-                outcome.stopped = True
-                stop.set()
-            else:
-                for chunk in itertools.islice(chunks, 4 * workers - len(ahead)):
-                    ahead.add(pool.submit(_shrink, chunk))
-            if not ahead:
-                return outcome
-            done, ahead = wait(ahead, timeout=POLL, return_when=FIRST_COMPLETED)
-            for future in done:
-                outcome.add(future.result())
-            show(outcome)
+def _shrink_all(
+    source: Path, names: list[str], target: Path, recipe: Recipe, workers: int
+) -> Outcome:
+    def shrink_file(job: tuple[str, str]) -> tuple[str, str, str]:
+        """Return what became of a file (made, present, broken), its name, and why."""
+        name, goal = job
+        path = target / goal
+        if path.exists():
+            return "present", name, ""
+        try:
+            content = shrink(read_bytes(source / name), recipe)
+        except (Unreadable, OSError) as error:  # also of a disk that can't be read everywhere
+            return "broken", name, printable(str(error), 200)
+        # Not write_atomically, which waits for the disk: too slow for a million files.
+        unfinished = path.with_name(f".{path.name}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+        return "made", name, ""
 
-
-@contextmanager
-def _interruptions() -> Iterator[list[int]]:
-    """Signals that ask for an end, in a list that fills instead of an exception anywhere."""
-    seen: list[int] = []
-    before = {
-        number: signal.signal(number, lambda received, _: seen.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    outcome, console = Outcome(), Console(stderr=True)
+    results = map_in_threads(shrink_file, assign_targets(names, recipe.format), workers)
+    shown = track(results, "shrinking", total=len(names), console=console, transient=True,
+                  disable=not console.is_terminal)  # fmt: skip
     try:
-        yield seen
+        for status, name, reason in shown:
+            outcome.made += status == "made"
+            outcome.present += status == "present"
+            if status == "broken":
+                outcome.broken.append((name, reason))
+    except KeyboardInterrupt:
+        outcome.stopped = True
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[Outcome], None]]:
-    """-> show(outcome): a progress bar where a person watches, otherwise nothing."""
-    if not sys.stderr.isatty():
-        yield lambda outcome: None
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns = (
-        progress.TextColumn("{task.description}"), progress.BarColumn(),
-        progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[speed]}"),
-        progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    began = time.monotonic()
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("shrinking", total=total, speed="")
-
-        def show(outcome: Outcome) -> None:
-            speed = f"{outcome.made / (time.monotonic() - began):.0f}/s"
-            speed += f", {len(outcome.broken)} broken" if outcome.broken else ""
-            bar.update(task, completed=outcome.done, speed=speed)
-
-        yield show
-
-
-@contextmanager
-def _workers(
-    count: int, source: Path, target: Path, recipe: Recipe
-) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
-    """A pool whose workers `_shrink`, and an event that makes them stop after their image."""
-    fork = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if fork else "spawn")
-    if fork:
-        from multiprocessing import forkserver
-
-        context.set_forkserver_preload(["mosaickd.data.pictures"])  # the slow imports, once
-        # Ctrl-C goes to all processes of a terminal. Workers are born ignoring it.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    stop = context.Event()
-    pool = ProcessPoolExecutor(
-        count, context, initializer=_begin, initargs=(source, target, recipe, stop)
-    )
-    try:
-        with pool:
-            try:
-                yield pool, stop
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            finally:
-                stop.set()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker ended unexpectedly, perhaps killed for want of memory; the same command "
-            "goes on, with fewer --workers perhaps to the end"
-        ) from error
-
-
-# ------------------------------------------------------------------------------------ in a worker
-
-_task: tuple[Path, Path, Recipe, Event]
-
-
-def _begin(source: Path, target: Path, recipe: Recipe, stop: Event) -> None:
-    global _task
-    _task = (source, target, recipe, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of the many odd files among a million
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A parent that was killed can't end its workers: they would wait for work for ever."""
-    connection.wait([parent])
-    os._exit(1)
-
-
-def _shrink(jobs: list[Job]) -> Outcome:
-    source, target, recipe, stop = _task
-    outcome = Outcome()
-    for name, goal in jobs:
-        if stop.is_set():
-            break
-        if _is_there(target / goal):
-            outcome.present += 1
-            continue
-        try:
-            content = shrunk(read_file(source / name), recipe)
-        except Exception as error:  # also of a disk that can't be read everywhere
-            reason = " ".join(f"{error or type(error).__name__}".split())
-            outcome.broken.append((name, escaped(reason)))
-            continue
-        _put(target / PARTIAL / str(os.getpid()), target / goal, content)
-        outcome.made += 1
+        results.close()  # wait for the images at work
     return outcome
 
 
-def _is_there(path: Path) -> bool:
-    """Empty files don't count: a machine that went down may leave them."""
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
-
-
-def _put(partial: Path, path: Path, content: bytes) -> None:
-    # Not mosaickd.files.write_atomically, which waits for the disk: too slow for a million files.
-    partial.write_bytes(content)
-    try:
-        os.replace(partial, path)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, path)
-
-
-def shrunk(data: bytes, recipe: Recipe) -> bytes:
-    """An encoded image of any kind -> a small one, RGB, without loss and without metadata."""
-    size = (recipe.size, recipe.size)
-    method = FILTERS[recipe.filter]
-    with in_rgb(data, Counter()) as picture:
-        if recipe.fit == "stretch":
-            picture = picture.resize(size, method)
-        else:
-            picture = ImageOps.fit(picture, size, method)
-    picture.info.clear()  # colour profiles, larger than the image
+def shrink(data: bytes, recipe: Recipe) -> bytes:
+    """Return an encoded image of any kind as a small one, RGB, lossless and without metadata."""
+    size, method = (recipe.size, recipe.size), FILTERS[recipe.filter]
+    image = decode_image(data, Counter())
+    if recipe.fit == "stretch":
+        image = image.resize(size, method)
+    else:
+        image = ImageOps.fit(image, size, method)
+    image.info.clear()  # colour profiles, larger than the image
     file = BytesIO()
-    options = {"lossless": True} if recipe.format == "webp" else {}
-    picture.save(file, recipe.format, **options)
+    image.save(file, recipe.format, **({"lossless": True} if recipe.format == "webp" else {}))
     return file.getvalue()
 
 
@@ -353,8 +200,10 @@ def shrunk(data: bytes, recipe: Recipe) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """-> exit code: 0 when most images came out, 1 when not, 130 when stopped."""
+    """Return an exit code: 0 when most images came out, 1 when not, 130 when stopped."""
     options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # who else is at it
+    warnings.simplefilter("ignore")  # of the many odd files among a million
     recipe = Recipe(options.size, options.filter, options.fit, options.format)
     began = time.monotonic()
     try:
@@ -364,8 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     good = outcome.made + outcome.present
     speed = outcome.made / max(time.monotonic() - began, 1e-9)
     line = (
@@ -376,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = "file" if len(outcome.broken) == 1 else "files"
         line += f"; {len(outcome.broken)} broken {files} left out: {options.target / BROKEN}"
         for name, reason in outcome.broken[:SHOWN]:
-            print(f"broken: {escaped(options.source / name)}: {reason}", file=sys.stderr)
+            print(f"broken: {printable(str(options.source / name))}: {reason}", file=sys.stderr)
     if outcome.stopped:
         line += "; stopped: the same command goes on"
     print(line)
@@ -411,8 +258,8 @@ def _parser() -> argparse.ArgumentParser:
                         "is often smaller, and slower to write")  # fmt: skip
     parser.add_argument("--follow-links", action="store_true", help="also links that lead out of "
                         "SOURCE")  # fmt: skip
-    parser.add_argument("--workers", type=_positive, default=_processors(), metavar="N",
-                        help="processes")  # fmt: skip
+    parser.add_argument("--workers", type=_positive, default=_usable_cores(), metavar="N",
+                        help="images at once")  # fmt: skip
     return parser
 
 
@@ -426,11 +273,9 @@ def _positive(text: str) -> int:
 _positive.__name__ = "positive whole number"  # argparse: "invalid positive whole number value"
 
 
-def _processors() -> int:
-    """Those that this process may use, which on a shared machine are fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _usable_cores() -> int:
+    """Return how many this process may use, on a shared machine fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

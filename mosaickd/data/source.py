@@ -1,4 +1,4 @@
-"""An image source: which images, read by whom, normalised with which statistics."""
+"""An image source: which images, which reader reads them, and their normalization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mosaickd.constraints import Fraction
-from mosaickd.data.broken import Broken, summary
+from mosaickd.data.decode import Broken, Progress, no_progress, summarize_broken
 from mosaickd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ class ImageSet:
         return len(self.images)
 
     def to(self, device: torch.device) -> ImageSet:
-        """The same images on `device`."""
+        """Return the same images on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def only(self, chosen: Tensor | slice) -> ImageSet:
-        """Some of the images. chosen: indices, a mask [N] or a slice."""
+        """Return some of the images. chosen: indices, a mask [N] or a slice."""
         return replace(self, images=self.images[chosen].contiguous(), labels=self.labels[chosen])
 
 
@@ -109,11 +109,11 @@ class Source:
         self.train_size = train_size if classes is None else None
         if self.train_size is not None and limit is not None:
             self.train_size = min(limit, self.train_size)
-        self._said_resize = False
+        self._logged_resize = False
 
     @property
     def label(self) -> str:
-        """The name of these images in file names: what a teacher of them is called."""
+        """Return the name of these images in file names, as of their teacher."""
         label = self.name
         if self.classes is not None or self.limit is not None:
             chosen = repr((self.classes, self.limit)).encode()
@@ -122,13 +122,14 @@ class Source:
             label += f"-{self.image_size}px"
         return label
 
-    def load(self, split: Split) -> ImageSet:
+    def load(self, split: Split, progress: Progress = no_progress) -> ImageSet:
         """Read a split, narrowed to `classes` and `limit`, at `image_size`.
 
-        Raises UserError where the images are missing or damaged, or fewer than asked for.
+        progress: shows how far a long pass over the files is. Raises UserError where the images
+        are missing or damaged, or fewer than asked for.
         """
         root = Path(self.root).expanduser()
-        images = self._read(root, split)
+        images = self._read(root, split, progress)
         if self.classes is not None:
             images = self._select_classes(images, self.classes)
         if self.limit is not None and split == "train":
@@ -141,43 +142,41 @@ class Source:
             )
         size = self.image_size
         if tuple(images.images.shape[2:]) != (size, size):
-            if not self._said_resize:
+            if not self._logged_resize:
                 height, width = images.images.shape[2:]
                 log.info("%s: images resized from %dx%d to %dx%d", self.name, height, width, size,
                          size)  # fmt: skip
-                self._said_resize = True
+                self._logged_resize = True
             images = replace(images, images=resize(images.images, size))
         return images
 
-    def _read(self, root: Path, split: Split) -> ImageSet:
-        tolerance = {"max_broken": self.max_broken}
-        if "max_broken" not in inspect.signature(self.reader).parameters:
-            tolerance = {}
-        images = self.reader(root=root, split=split, image_size=self.image_size, **tolerance)
+    def _read(self, root: Path, split: Split, progress: Progress) -> ImageSet:
+        optional = {"max_broken": self.max_broken, "progress": progress}
+        accepted = inspect.signature(self.reader).parameters.keys()
+        images = self.reader(
+            root=root, split=split, image_size=self.image_size,
+            **{name: value for name, value in optional.items() if name in accepted},
+        )  # fmt: skip
         if images.broken:
             log.warning(
                 "%s: %d of %d %s images are broken and left out: %s; a run lists all of them in "
                 "its broken.txt", self.name, len(images.broken),
-                len(images) + len(images.broken), split, summary(images.broken),
+                len(images) + len(images.broken), split, summarize_broken(images.broken),
             )  # fmt: skip
         return images
 
     def _select_classes(self, images: ImageSet, classes: list[int]) -> ImageSet:
         count = len(images.classes)
-        seen: set[int] = set()
-        for index in classes:
+        for position, index in enumerate(classes):
+            problem = None
             if isinstance(index, bool) or not isinstance(index, int):
-                raise UserError(f"classes of {self.name}: {index!r} is not a class index (integer)")
-            if not 0 <= index < count:
-                raise UserError(
-                    f"classes of {self.name}: index {index} is out of range 0..{count - 1}"
-                )
-            if index in seen:
-                raise UserError(
-                    f"classes of {self.name}: index {index} stands there twice; name each class of "
-                    f"0..{count - 1} at most once"
-                )
-            seen.add(index)
+                problem = f"{index!r} is not a class index (integer)"
+            elif not 0 <= index < count:
+                problem = f"index {index} is out of range 0..{count - 1}"
+            elif index in classes[:position]:
+                problem = f"index {index} stands there twice; name each class at most once"
+            if problem:
+                raise UserError(f"classes of {self.name}: {problem}")
         new_label = torch.full((count,), -1, dtype=torch.int64)
         new_label[torch.tensor(classes)] = torch.arange(len(classes))
         images = replace(
@@ -200,7 +199,10 @@ class Source:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Antialiased bilinear resize. images: uint8 [N, 3, H, W] -> uint8 [N, 3, size, size]."""
+    """Resize by antialiased bilinear interpolation.
+
+    images: uint8 [N, 3, H, W] -> uint8 [N, 3, size, size]
+    """
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for start in range(0, len(images), RESIZE_CHUNK):
         part = images[start : start + RESIZE_CHUNK].float()

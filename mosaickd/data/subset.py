@@ -28,7 +28,7 @@ READ_CHUNK = 1024  # images gathered at once
 def most_uncertain(
     scores: Callable[[], Tensor], *, count: int, path: Path, what: str, keep: bool = True
 ) -> Tensor:
-    """Indices int64 [count], ascending, of the `count` highest scores; ties go to the lower index.
+    """Return the indices of the `count` highest scores, int64 [count], ascending.
 
     scores(): [N], called only where the file `path` (.safetensors) does not hold the answer, by
     one process at a time: others wait, and take over from one that was killed. It must not
@@ -37,36 +37,40 @@ def most_uncertain(
     """
     if count < 1:
         raise UserError(f"a subset of {what} must have at least 1 image, got {count}")
-    found = _read(path, count, logging.DEBUG)
-    if found is not None:
-        return found
+    indices = _read(path, count)
+    if indices is not None:
+        return indices
     if not keep:
-        return choose(scores(), count, what)
+        return select_highest(scores(), count, what)
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(build_lock(path.with_name(f".{path.stem}.making"), what))
         except OSError as error:
             log.warning("the choice among %s can't be kept in %s: %s", what, path.parent, error)
-            return choose(scores(), count, what)
-        found = _read(path, count, logging.WARNING)  # another process may have chosen meanwhile
-        if found is not None:
-            return found
+            return select_highest(scores(), count, what)
+        indices = _read(path, count)  # another process may have chosen meanwhile
+        if indices is not None:
+            return indices
+        if path.exists():
+            log.warning("%s is not the choice that was meant: choosing again", path)
         remove_temporaries(path.parent, of=path.stem)
         values = scores()
-        found = choose(values, count, what)
+        indices = select_highest(values, count, what)
         # One entry: the format has no order for several, and equal choices are equal files.
-        metadata = {"images": str(len(values))}
-        content = save({"indices": found}, metadata)
+        content = save({"indices": indices}, {"images": str(len(values))})
         try:
             write_atomically(path, lambda file: file.write(content))
         except OSError as error:
             log.warning("the choice among %s can't be kept in %s: %s", what, path, error)
-        return found
+        return indices
 
 
-def choose(scores: Tensor, count: int, what: str) -> Tensor:
-    """Indices int64 [count], ascending, of the highest of scores [N]; ties: the lower index."""
+def select_highest(scores: Tensor, count: int, what: str) -> Tensor:
+    """Return the indices of the highest scores; of equal ones, the lower index.
+
+    scores: [N] -> int64 [count], ascending
+    """
     scores = scores.detach().cpu()
     assert scores.ndim == 1, scores.shape
     if count > len(scores):
@@ -80,31 +84,27 @@ def choose(scores: Tensor, count: int, what: str) -> Tensor:
         raise UserError(
             f"the score of image {first} of {what} is {float(scores[first])} ({len(wrong)} of "
             f"{len(scores)} are not finite): the network that scored it has unusable weights, or "
-            "gets images of the wrong statistics"
+            "gets images of the wrong normalization"
         )
     return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 
-def _read(path: Path, count: int, level: int) -> Tensor | None:
-    """The indices in a file; None where there is none, or a wrong one (logged at `level`)."""
-    if not path.exists():
-        return None
+def _read(path: Path, count: int) -> Tensor | None:
+    """Return the indices in a file; None where there is none, or a wrong one."""
     try:
         with safe_open(path, "pt") as file:
             indices = file.get_tensor("indices").clone()  # not a view of the file
             images = int((file.metadata() or {})["images"])
-        if indices.dtype != torch.int64 or indices.shape != (count,):
-            raise ValueError(f"{indices.dtype} {list(indices.shape)} instead of {count} indices")
-        if int(indices[0]) < 0 or int(indices[-1]) >= images or (indices.diff() <= 0).any():
-            raise ValueError("the indices are not ascending or not of these images")
-    except Exception as error:  # a damaged header surfaces as nearly anything
-        log.log(level, "%s is not the choice that was meant (%s): choosing again", path, error)
+    except Exception:  # a damaged header surfaces as nearly anything
+        return None
+    fits = indices.dtype == torch.int64 and indices.shape == (count,)
+    if not fits or indices[0] < 0 or indices[-1] >= images or (indices.diff() <= 0).any():
         return None
     return indices
 
 
 def fingerprint(data: ImageSet) -> str:
-    """sha256, in hex, that changes with the images; reads at most 64 MB, whatever their number.
+    """Return a sha256, in hex, that changes with the images; read at most 64 MB of them.
 
     Hashed are the shape, the images and the labels: all of them up to 48 MiB of images and
     16 MiB of labels; beyond, as many as that holds, evenly spaced from the first to the last.

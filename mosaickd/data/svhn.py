@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mosaickd.data.cifar import check_files, fetch
+from mosaickd.data.decode import Progress, no_progress
 from mosaickd.data.parquet import find_shards, read_split
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
 
 def read(
-    *, root: Path, split: str, image_size: int, download: bool = True, max_broken: float = 0.0
+    *,
+    root: Path,
+    split: str,
+    image_size: int,
+    download: bool = True,
+    max_broken: float = 0.0,  # of the images in Parquet; other files must be whole
+    progress: Progress = no_progress,
 ) -> ImageSet:
     """Read a split of the cropped digits, 32x32 (`Source` resizes).
 
     Takes Parquet shards as on the Hugging Face hub, else train_32x32.mat and test_32x32.mat.
-    max_broken: the share of the shards' images that may be unreadable, and is left out.
     Raises UserError where the file is missing and cannot be downloaded, or is damaged.
     """
     root = root.absolute()
-    shards = find_shards(root, split)
-    if shards:
-        return read_split(shards, max_broken=max_broken)
+    if shards := find_shards(root, split):
+        return read_split(shards, max_broken=max_broken, progress=progress)
 
     from torchvision.datasets import SVHN
 
@@ -35,20 +39,15 @@ def read(
         f"Looked for {root / name} (cropped digits, format 2, of the Street View House Numbers) "
         f"and for Parquet shards in {root} (ufldl-stanford/svhn, cropped_digits, on the Hugging "
         "Face hub). Put either there, or set dataset.root= (or ood.root=) to the folder that "
-        "holds them. "
-        "python run.py experiment=quickstart needs no data."
+        "holds them. python run.py experiment=quickstart needs no data."
     )
     check_files(root, [(name, md5)], download)
-    if not (root / name).exists() and not download:
-        raise UserError(f"no svhn images. {advice}")
-    if find_spec("scipy") is None:
-        raise UserError(
-            f"{name} of SVHN is read with scipy, which is not installed: pip install scipy, or "
-            "use the Parquet shards"
-        )
     if not (root / name).exists():
-        fetch(root, lambda: SVHN(root, split, download=True), "svhn is missing", advice)
-    data = SVHN(root, split)
+        if not download:
+            raise UserError(f"no svhn images. {advice}")
+        problem = "svhn is missing, and downloading it failed"
+        fetch(root, lambda: SVHN(str(root), split, download=True), problem, advice)
+    data = SVHN(str(root), split)
     images = torch.from_numpy(np.ascontiguousarray(data.data))
     labels = torch.from_numpy(np.asarray(data.labels, dtype=np.int64))
     return ImageSet(images, labels, [str(digit) for digit in range(10)])

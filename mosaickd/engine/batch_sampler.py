@@ -23,7 +23,7 @@ class Loader(Protocol):
         """Return which images the next `count` batches hold, [count, batch_size]."""
         ...
 
-    def make(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def make_batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return their pixels [count, b, 3, H, W], labels [count, b] and indices [count, b].
 
         Happens on the device alone, without waiting for it.
@@ -54,7 +54,7 @@ class BatchSampler:
         """Return the images that were sampled, as the method's `turns` takes them."""
         batch = {}
         for name, indices in sampled.items():
-            parts = self.loaders[name].make(indices)
+            parts = self.loaders[name].make_batch(indices)
             batch[name] = [Images(*draw) for draw in zip(*parts, strict=True)]
         return batch
 

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Taken only where someone else takes them: a cluster's launcher is told by one that time is up.
-OTHERS = ("SIGUSR1", "SIGUSR2")
+#: Taken only where someone else takes them: by one of them a cluster's launcher learns that its
+#: time is up, and queues the job again.
+LAUNCHER_SIGNALS = ("SIGUSR1", "SIGUSR2")
 
 
 class Interrupted(BaseException):
     """The process was asked to stop. `exit_code` follows the shell's convention, 128 + signal.
 
-    Not an `Exception`, as KeyboardInterrupt is not: a sweep must stop too, not try its next cell.
+    Not an `Exception`, as KeyboardInterrupt is not: a sweep must stop too, not try its next job.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -29,8 +30,8 @@ class Interrupted(BaseException):
 class Interruption:
     """Raises `Interrupted` at once, or, inside `deferred()`, at the next `check()`.
 
-    A second signal ends the process without further ado, unless a launcher started it: then that
-    one knows how long to wait.
+    A second signal ends the process without further ado, unless a launcher started it: that one
+    knows how long to wait.
     """
 
     def __init__(self) -> None:
@@ -40,37 +41,39 @@ class Interruption:
 
     @contextmanager
     def handling(self) -> Iterator[Interruption]:
-        """Handle signals while the block runs, then hand them to those who handled them before.
+        """Handle signals in the block, then hand those that came on to whoever had them before.
 
         Off the main thread Python allows no handlers.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        numbers: list[signal.Signals] = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)  # of which nohup wants to hear nothing
-        numbers += [s for s in signal.Signals if s.name in OTHERS and _function(s)]
-        before = {int(n): function for n in numbers if (function := _function(n))}
-        blocked = _blocked()
-        self._launched = bool(before) or not blocked.isdisjoint(numbers)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup wants to hear nothing of it
+            numbers.append(signal.SIGHUP)
+        numbers += [s for s in signal.Signals if s.name in LAUNCHER_SIGNALS and _handler(s)]
+        handlers = {int(n): function for n in numbers if (function := _handler(n))}
+        # A sweep's processes are started with blocked signals: those that come between its jobs,
+        # or while torch is imported, wait for the next job.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._launched = bool(handlers) or not blocked.isdisjoint(numbers)
         previous = {number: signal.signal(number, self._receive) for number in numbers}
         try:
-            if blocked:  # what has come since the process was started comes now
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             yield self
         finally:
-            if blocked:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for number, before in previous.items():
+                signal.signal(number, before)
             for received in self._received:
-                if function := before.get(received):
-                    function(received, None)
+                if received in blocked:
+                    signal.raise_signal(received)  # it waits again, so that no next job begins
+                elif handler := handlers.get(received):
+                    handler(received, None)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal waits for `check()`: weights and files are never left between states.
+        """Let a signal wait for `check()`: weights and files are never left between states.
 
         After an error it goes on waiting: the run ends anyway, and says first what it came to.
         """
@@ -97,8 +100,8 @@ class Interruption:
     def check(self, agree: Callable[[int], int] = int) -> None:
         """Raise `Interrupted` if a signal has come.
 
-        agree: of several processes that play together, what all of them make of the signal (or
-        0) that each has: they stop at the same step, or none does.
+        agree: of the ranks of one run, what all of them make of the signal (or 0) that each has:
+        they stop at the same step, or none does.
         """
         if received := agree(self._received[0] if self._received else 0):
             raise Interrupted(received)
@@ -115,14 +118,7 @@ class Interruption:
             raise Interrupted(number)
 
 
-def _blocked() -> set[int]:
-    """Signals that this process was started with the order not to hear."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        return set()
-    return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
-
-
-def _function(number: int) -> Callable[[int, FrameType | None], object] | None:
-    """What someone has asked Python to call for a signal, beyond Python's own."""
+def _handler(number: int) -> Callable[[int, FrameType | None], object] | None:
+    """Return what someone has asked Python to call for a signal, beyond Python's own."""
     handler = signal.getsignal(number)
     return handler if callable(handler) and handler is not signal.default_int_handler else None

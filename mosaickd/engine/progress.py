@@ -1,23 +1,27 @@
-"""Progress of a run and of long passes: a bar, or where there is no terminal, lines."""
+"""What a person sees of work under way: bars in a terminal, elsewhere lines."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from statistics import median
-from types import TracebackType
-from typing import TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
-from rich.console import Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
 from mosaickd.durations import duration, pace
-from mosaickd.engine.evaluate import Accuracy
-from mosaickd.engine.terminal import bar_width, board, columns, console, is_interactive, print_line
+
+if TYPE_CHECKING:  # not for a command that only looks at a config: evaluation brings torch
+    from mosaickd.engine.evaluate import Accuracy
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +31,43 @@ Item = TypeVar("Item")
 SILENCE = 600.0
 
 
+class Stdout:
+    """Standard output as it is at the moment; a run goes on when nobody can take what it prints."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:  # isatty, fileno, encoding
+        return getattr(sys.stdout, name)
+
+
+#: All that a person sees goes through one console, so that lines and bars don't collide.
+console = Console(highlight=False, file=cast(IO[str], Stdout()))
+
+
+def is_rank0() -> bool:
+    """Return whether this process is the one of torchrun's that talks; without torch."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def is_watched() -> bool:
+    """Return whether a person sees what is drawn and drawn again."""
+    return console.is_terminal and console.is_interactive and is_rank0()
+
+
+def say(text: str) -> None:
+    """Print a line that stays, as it is."""
+    console.print(Text(text), soft_wrap=True)
+
+
 class ConsoleHandler(logging.Handler):
-    """Print log messages above the board, except those logged with `console` False.
+    """Prints log records above the bars. Records with `console` False go to run.log only.
 
     `stream` is there for Hydra's defaults.
     """
@@ -38,131 +77,149 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "console", True):
-            console.print(self.format(record), markup=False, soft_wrap=True)
+            say(self.format(record))
+
+
+class Bar(RichProgress):
+    """A bar of one task where a person watches, and nothing elsewhere. Bars stand below each other.
+
+    describe: returns what stands beside the bar, and below it; called each time it is drawn.
+    """
+
+    def __init__(
+        self, name: str, total: int | None, describe: Callable[[], tuple[str, str]] | None = None
+    ) -> None:
+        self.describe = describe or (lambda: ("", ""))
+        super().__init__(
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=None, table_column=Column(max_width=40)),  # narrower if it must be
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[beside]}", markup=False),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            disable=not is_watched(),
+        )
+        self.task = self.add_task(name, total=total, beside="")
+
+    def show(self, completed: int) -> None:
+        """Show how much is done."""
+        self.update(self.task, completed=completed)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar, and what stands below it: rich calls this."""
+        beside, below = self.describe()
+        for task in self.tasks:  # the one, once rich has made the bar
+            task.fields["beside"] = beside
+        yield self.make_tasks_table(self.tasks)
+        if below:
+            yield Text(below, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar in a terminal; yield `advance(done)`."""
-    bar = Bar(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-        console=console, auto_refresh=False,
-    )  # fmt: skip
-    task = bar.add_task(what, total=total)
-    board.add(bar.get_renderable)
-    try:
-        yield lambda done: bar.update(task, completed=done)
-    finally:
-        board.remove(bar.get_renderable)
+    """Yield `show(done)` of a bar for a long pass."""
+    with Bar(what, total) as bar:
+        yield bar.show
 
 
-def track(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """Yield the items, with a bar in a terminal."""
-    with counting(what, len(items)) as advance:
-        for number, item in enumerate(items):
+def track(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Yield the items, with a bar."""
+    with counting(what, len(items)) as show:
+        for number, item in enumerate(items, 1):
             yield item
-            advance(number + 1)
+            show(number)
 
 
 class Progress:
-    """Show losses, accuracy, speed and time left of one run.
+    """Losses, accuracy, speed and time left of one run.
 
     title: of its lines; up to the colon, of its bar. eval_every: in steps, for the time left.
     """
 
     def __init__(self, title: str, steps: int, eval_every: int = 0) -> None:
+        self.title = title
         self.steps = steps
         self.eval_every = eval_every
-        self.title = title
         self.step = 0
         self.accuracy = ""
         self.losses: dict[str, float] = {}
-        self.lines = 0  # of this session
-        self.speeds: deque[float] = deque(maxlen=10)  # seconds a step, of the last lines
-        self.evaluation_began: float | None = None  # since when
-        self.evaluation_seconds = 0.0  # seconds that the last one took
-        self.line = BarColumn()
-        self.bar = Bar(
-            TextColumn("[bold]{task.description}"), self.line, MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"), console=console, auto_refresh=False,
-        )  # fmt: skip
-        self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")
+        self.seconds_per_step: deque[float] = deque(maxlen=10)
+        self.reports = 0  # of this session
+        self.evaluating_since: float | None = None
+        self.evaluation_seconds = 0.0  # of the last one
+        self.last_line = time.monotonic()
+        self.bar = Bar(title.partition(":")[0], steps, self.describe)
 
     def __enter__(self) -> Progress:
-        self.last_line = time.monotonic()
-        board.add(self.draw)
+        self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        board.remove(self.draw)
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
 
     def advance(self, step: int) -> None:
+        """Show that a step is done."""
         self.step = step
-        self.bar.update(self.task, completed=step)
+        self.bar.show(step)
 
     def show(self, losses: dict[str, float], seconds_per_step: float) -> None:
+        """Show losses (by player/name), and the seconds that a step took since the last call."""
         self.losses = losses
-        self.lines += 1
-        if self.lines == 2:  # the first is of one step, and of all that is done only once
-            self.speeds.clear()
-        self.speeds.append(seconds_per_step)
-        if not is_interactive() and time.monotonic() - self.last_line > SILENCE:
-            self._log_line(f"step {self.step}/{self.steps}  {self._pace()}  {self._all_losses()}")
+        self.reports += 1
+        if self.reports == 2:  # the first is of one step, and of all that is done only once
+            self.seconds_per_step.clear()
+        self.seconds_per_step.append(seconds_per_step)
+        if not is_watched() and time.monotonic() - self.last_line > SILENCE:
+            self._log(f"step {self.step}/{self.steps}  {self._speed()}  {self._losses()}")
 
     def evaluation(self) -> None:
         """Show that an evaluation begins."""
-        self.evaluation_began = time.monotonic()
+        self.evaluating_since = time.monotonic()
 
     def evaluated(self, step: int, accuracy: Accuracy, best: float) -> None:
+        """Show what an evaluation came to: a line, in a terminal too. best: top-1, in percent."""
         self.step = step
-        if self.evaluation_began is not None:
-            self.evaluation_seconds = time.monotonic() - self.evaluation_began
-            self.evaluation_began = None
+        if self.evaluating_since is not None:
+            self.evaluation_seconds = time.monotonic() - self.evaluating_since
+            self.evaluating_since = None
         self.accuracy = f"accuracy {accuracy.top1:.2f} %"
-        measured = f"step {step}/{self.steps}  {self.accuracy}  top-5 {accuracy.top5:.2f} %"
-        measured += f"  best {best:.2f} %"
-        if is_interactive():  # the bar has the rest
-            print_line(measured)
-        self._log_line(f"{measured}  {self._pace()}  {self._all_losses()}")
-
-    def _log_line(self, text: str) -> None:
-        """Write to run.log, and to the console where there is no bar."""
-        self.last_line = time.monotonic()
-        log.info("%s %s", self.title, text.rstrip(), extra={"console": not is_interactive()})
-
-    def _pace(self) -> str:
-        """Return `8.1 steps/s  3 min 12 s left`; nothing before the first losses."""
-        if not self.speeds:
-            return ""
-        left = self.seconds_left()
-        return f"{pace(self.speeds[-1])}" + (f"  {duration(left)} left" if left else "")
+        line = f"step {step}/{self.steps}  {self.accuracy}  top-5 {accuracy.top5:.2f} %"
+        line += f"  best {best:.2f} %"
+        if is_watched():  # the bar has the rest
+            say(line)
+        self._log(f"{line}  {self._speed()}  {self._losses()}")
 
     def seconds_left(self) -> float:
-        """Return the seconds until the end, evaluations and all."""
-        if not self.speeds:
+        """Return the seconds until the end, evaluations and all; 0 where they aren't known yet."""
+        if not self.seconds_per_step:
             return 0.0
         steps = self.steps - self.step
         evaluations = steps / self.eval_every if self.eval_every else 0
-        return steps * median(self.speeds) + evaluations * self.evaluation_seconds
+        return steps * median(self.seconds_per_step) + evaluations * self.evaluation_seconds
 
-    def _all_losses(self) -> str:
-        return "  ".join(f"{name} {value:.3g}" for name, value in self.losses.items())
-
-    def draw(self) -> RenderableType:
-        """Draw the bar, and a line a player with its losses."""
-        now = "evaluating" if self.evaluation_began is not None else self._pace() or "begins"
-        status = "  ".join(filter(None, (self.accuracy, now)))
-        self.bar.update(self.task, status=status)
-        beside = (self.title.partition(":")[0], f"{self.steps}/{self.steps}", status)
-        self.line.bar_width = bar_width(sum(len(text) + 1 for text in beside))
+    def describe(self) -> tuple[str, str]:
+        """Return what stands beside the bar, and below it a line of losses for each player."""
+        now = "evaluating" if self.evaluating_since is not None else self._speed() or "begins"
         players: dict[str, list[str]] = {}
         for name, value in self.losses.items():
             player, _, loss = name.partition("/")
             players.setdefault(player, []).append(f"{loss} {value:.3g}")
-        lines = [(player, "  ".join(losses)) for player, losses in players.items()]
-        return Group(self.bar.get_renderable(), *([columns(lines)] if lines else []))
+        width = max(map(len, players), default=0)
+        lines = [f"  {player:<{width}}  {'  '.join(own)}" for player, own in players.items()]
+        return "  ".join(filter(None, (self.accuracy, now))), "\n".join(lines)
+
+    def _log(self, text: str) -> None:
+        """Write a line to run.log, and to the console where there is no bar."""
+        self.last_line = time.monotonic()
+        log.info("%s %s", self.title, text.rstrip(), extra={"console": not is_watched()})
+
+    def _speed(self) -> str:
+        """Return `8.1 steps/s  3 min 12 s left`; nothing before this session's first losses."""
+        if not self.seconds_per_step:
+            return ""
+        left = self.seconds_left()
+        return pace(self.seconds_per_step[-1]) + (f"  {duration(left)} left" if left else "")
+
+    def _losses(self) -> str:
+        return "  ".join(f"{name} {value:.3g}" for name, value in self.losses.items())

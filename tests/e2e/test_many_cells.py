@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import Cli, Started, Tiny, read_json
+from conftest import Cli, Tiny, read_json
+from conftest import Running as Started
 
 PROC = Path("/proc")
 pytestmark = [

@@ -81,7 +81,6 @@ def test_the_images_of_highest_entropy_are_kept_and_remembered(cli: Cli, tiny: T
             "finished", "strokes", True,
         )  # fmt: skip
         assert result["steps"] == 3, "an epoch is one pass over the 40"
-    assert "KD on strokes (OOD subset)" in outcome.out
     (name,) = files(cli)
     assert name.startswith("strokes-40-by-wrn16_2-")
     kept = indices(cli, name)
@@ -112,18 +111,6 @@ def test_another_number_or_teacher_is_another_choice(cli: Cli, tiny: Tiny) -> No
 
 
 @pytest.mark.slow
-def test_of_a_part_of_the_images_it_is_a_part(cli: Cli, tiny: Tiny) -> None:
-    limits = ["ood.limit=null,40", "ood.classes=null,[0,1,2,3,4,5,6,7,8,9]"]
-    some = ["-m", *command(cli, tiny, *subset(30), *limits, "train.steps=1", "method=kd")]
-    cli(*some, "hydra.sweep.dir=limited", "hydra.sweep.subdir=${hydra.job.num}")
-    found = files(cli)
-    assert len(found) == 4
-    assert len({tuple(sorted(indices(cli, name))) for name in found}) == 4
-    highest = [max(indices(cli, name)) for name in found]
-    assert sum(index < 44 for index in highest) == 3, "indices into the images that are left"
-
-
-@pytest.mark.slow
 def test_it_trains_on_those_images_and_no_others(cli: Cli, tiny: Tiny) -> None:
     """Bit for bit what it learns from a folder with just these."""
     cli(*command(cli, tiny, "method=kd", *subset(40), "hydra.run.dir=subset"))
@@ -150,33 +137,6 @@ def test_it_trains_on_those_images_and_no_others(cli: Cli, tiny: Tiny) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_started_together_ask_once(cli: Cli, tiny: Tiny) -> None:
-    both = [
-        cli.start(*command(cli, tiny, "method=kd", *subset(40), f"seed={seed}")) for seed in (1, 2)
-    ]
-    ended = [run.wait() for run in both]
-    assert [outcome.code for outcome in ended] == [0, 0], ended[0].text + ended[1].text
-    assert sum(outcome.out.count(ASKED) for outcome in ended) == 1
-    assert len(files(cli)) == 1
-
-
-@pytest.mark.slow
-def test_a_damaged_choice_is_made_again(cli: Cli, tiny: Tiny) -> None:
-    cli(*command(cli, tiny, "method=kd", *subset(40), "hydra.run.dir=first"))
-    (name,) = files(cli)
-    kept = indices(cli, name)
-    path = cli.folder / KEPT / name
-    path.write_bytes(path.read_bytes()[:100])
-    outcome = cli(*command(cli, tiny, "method=kd", *subset(40), "hydra.run.dir=second"))
-    assert f"{KEPT / name} is not the choice that was meant" in outcome.out
-    assert outcome.out.count(ASKED) == 1
-    assert indices(cli, name) == kept
-    first, second = (load_file(cli.folder / run / "student.safetensors")
-                     for run in ("first", "second"))  # fmt: skip
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-@pytest.mark.slow
 def test_as_many_as_the_domain_has_where_no_size_is_given(cli: Cli, tiny: Tiny) -> None:
     """240 letters, 300 strokes."""
     more = ["method=kd", "ood_subset=true", "ood.reader.train_images=300", "train.steps=1"]
@@ -187,9 +147,7 @@ def test_as_many_as_the_domain_has_where_no_size_is_given(cli: Cli, tiny: Tiny) 
 
 REFUSED = [
     (["method=kd", *subset(65)], ["65 images", "strokes has 64", "ood_subset_size=N"]),
-    (["method=kd", *subset(33), "ood.limit=32"], ["33 images", "strokes has 32"]),
     (["method=kd", *subset(40), "ood.classes=[0,2]"], ["40 images", "strokes has 1"]),
-    (["method=kd", "ood_subset=true"], ["240 images", "strokes has 64"]),
     (["method=kd", *subset(15)], ["batch of 16", "ood_subset", "15 training images"]),
     (["method=kd", *subset(0)], ["ood_subset_size", "at least 1"]),
     (["method=kd", "ood_subset_size=9"], ["ood_subset_size", "ood_subset=true"]),
@@ -203,13 +161,13 @@ REFUSED = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("overrides", "said"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED]
+    ("overrides", "words"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED]
 )
 def test_a_subset_that_cannot_be_meant(
-    cli: Cli, tiny: Tiny, overrides: list[str], said: list[str]
+    cli: Cli, tiny: Tiny, overrides: list[str], words: list[str]
 ) -> None:
     outcome = cli(*command(cli, tiny, *overrides, "hydra.run.dir=run"), code=1)
-    assert_says(outcome, *said)
+    assert_says(outcome, *words)
     assert "accuracy" not in outcome.out, "found before anything was trained or measured"
     assert not (cli.folder / "checkpoints").exists()
 

@@ -22,24 +22,19 @@ pytestmark = [
 
 @pytest.mark.parametrize("experiment", ["cifar_mini", "cifar_mini_kd"])
 def test_cifar_mini_cut_short(cli: Cli, experiment: str) -> None:
-    cell = [f"experiment={experiment}", *CIFAR, "tracker=none", "train.steps=2"]
-    cli(*cell, "hydra.run.dir=run")
+    cli(f"experiment={experiment}", *CIFAR, "tracker=none", "train.steps=2", "hydra.run.dir=run")
     result = read_json(cli.folder / "run" / "result.json")
-    assert (result["status"], result["dataset"], result["ood"]) == (
-        "finished",
-        "cifar_mini",
-        "cifar10",
-    )
-    assert not (cli.folder / "checkpoints").exists(), "a teacher cut short is nobody else's"
+    assert (result["status"], result["steps"]) == ("finished", 2)
+    assert (result["dataset"], result["ood"]) == ("cifar_mini", "cifar10")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_headline_cell_as_it_is(cli: Cli) -> None:
+def test_the_headline_run_as_it_is(cli: Cli) -> None:
     """Full-size networks, images and batches on whatever device there is."""
     outcome = cli.start(*CIFAR, "tracker=none", "train.steps=2", "hydra.run.dir=run").wait(1700)
     assert outcome.code == 0, outcome.text
     result = read_json(cli.folder / "run" / "result.json")
-    assert result["status"] == "finished"
+    assert (result["status"], result["steps"]) == ("finished", 2)
     assert (result["teacher"], result["student"]) == ("wrn40_2", "wrn16_1")
-    assert (result["dataset"], result["ood"], result["steps"]) == ("cifar100", "cifar10", 2)
+    assert (result["dataset"], result["ood"]) == ("cifar100", "cifar10")

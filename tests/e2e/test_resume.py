@@ -2,107 +2,65 @@
 
 from __future__ import annotations
 
-import random
+import os
 import signal
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from conftest import Cli, Tiny, metrics, read_json
+from conftest import Cli, Tiny, read_json
+from forked import Forked, finish, refused
 from safetensors.torch import load_file
+from soak import outputs_of
+
+from mosaickd.engine.checkpoint import load_checkpoint
 
 STEPS = 24
 CADENCE = [f"train.steps={STEPS}", "train.eval_every=8", "train.log_every=3",
-           "train.checkpoint_every=2"]  # fmt: skip
-KILLS = 2
+           "train.checkpoint_every=1", "hydra.run.dir=run"]  # fmt: skip
 
 
-def command(tiny: Tiny, method: str) -> list[str]:
-    if method == "scratch":
-        return tiny.scratch(*CADENCE, "hydra.run.dir=run")
-    shorter = ["method.student_steps=2"] if method == "mosaic" else []
-    return tiny.distil(method, *CADENCE, *shorter, "hydra.run.dir=run")
-
-
-def assert_same_run(folder: Path, reference: Path) -> None:
-    """Bit-identical students; result and numbers alike."""
-    for name in ("student.safetensors", "checkpoints/best.safetensors"):
-        ours, theirs = load_file(folder / name), load_file(reference / name)
-        assert ours.keys() == theirs.keys()
-        different = [key for key in ours if not torch.equal(ours[key], theirs[key])]
-        assert not different
-    ours, theirs = read_json(folder / "result.json"), read_json(reference / "result.json")
-    for key in ("status", "accuracy", "teacher_accuracy", "steps", "config_hash", "error"):
-        assert ours[key] == theirs[key], key
-
-
-def computed(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what a clock has measured."""
-    measured = {"time", "speed/seconds_per_step", "speed/images_per_second", "memory/peak_mb"}
-    return [{k: v for k, v in line.items() if k not in measured} for line in metrics(folder)]
-
-
-def progress(folder: Path) -> int:
-    """A number that changes with each checkpoint."""
-    path = folder / "checkpoints" / "last.pt"
-    return path.stat().st_mtime_ns if path.exists() else 0
+@pytest.fixture
+def same(tiny: Tiny) -> list[str]:
+    """The command of all runs here."""
+    return tiny.mosaic("method.student_steps=1", *CADENCE)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(shared_cli: Cli, tiny: Tiny) -> Path:
-    """A mosaic run that nobody stopped."""
-    shared_cli(*command(tiny, "mosaic"), "hydra.run.dir=uninterrupted")
-    return shared_cli.folder / "uninterrupted"
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
+    """The folder in which a run was started that nobody stopped."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    finish(Forked(home, home).start(*tiny.mosaic("method.student_steps=1", *CADENCE)))
+    return home
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=pytest.mark.slow) for m in ("mosaic", "kd", "scratch")],
-)
-def test_killed_at_random_moments_it_ends_bit_identical(
-    cli: Cli, tiny: Tiny, method: str, request: pytest.FixtureRequest
+def assert_same_run(folder: Path, undisturbed: Path) -> None:
+    """Students, pictures, losses and results are those of the undisturbed run, bit for bit."""
+    ours, theirs = outputs_of(folder), outputs_of(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if ours[name] != theirs[name]]
+
+
+def test_killed_in_the_middle_it_ends_bit_identical(
+    cli: Cli, same: list[str], undisturbed: Path
 ) -> None:
-    if method == "mosaic":
-        reference = request.getfixturevalue("uninterrupted")
-    else:
-        cli(*command(tiny, method), "hydra.run.dir=reference")
-        reference = cli.folder / "reference"
-    folder = cli.folder / "run"
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"delays are drawn from seed {seed}")
-    delays = random.Random(seed)
-    kills = 0
-    while kills < KILLS:
-        before = progress(folder)
-        run = cli.start(*command(tiny, method))
-        while run.process.poll() is None and progress(folder) == before:
-            time.sleep(0.005)
-        time.sleep(delays.uniform(0, 0.4))
-        if run.process.poll() is not None:
-            break
-        run.send(signal.SIGKILL)
-        kills += 1
-    assert kills, "the run ended before it could be killed"
-    cli(*command(tiny, method))
-    assert_same_run(folder, reference)
-    assert computed(folder) == computed(reference)
+    """In a process of its own, as a user starts it; at other moments: `python -m tests.soak`."""
+    run = cli.start(*same)
+    run.until((cli.folder / "run" / "checkpoints" / "previous.pt").exists)
+    assert run.send(signal.SIGKILL).code == -signal.SIGKILL
+    assert read_json(cli.folder / "run" / "result.json")["status"] == "running"
+    assert "resumed at step" in cli(*same).out
+    assert_same_run(cli.folder, undisturbed)
 
 
-@pytest.mark.slow
-def test_sigterm_and_ctrl_c_stop_in_order_and_the_same_command_finishes(
-    cli: Cli, tiny: Tiny, uninterrupted: Path
+def test_a_signal_stops_it_in_order_and_not_a_step_is_lost(
+    forked: Forked, same: list[str], undisturbed: Path
 ) -> None:
-    folder = cli.folder / "run"
-    lines = 0
-
-    def goes_on() -> bool:
-        return (folder / "metrics.jsonl").exists() and len(metrics(folder)) > lines + 1
-
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        run = cli.start(*command(tiny, "mosaic"))
-        run.until(goes_on)
+    folder = forked.folder / "run"
+    for number, code in ((signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        checkpoint = folder / "checkpoints" / "last.pt"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        run = forked.start(*same)
+        run.until(lambda b=before: checkpoint.exists() and checkpoint.stat().st_mtime_ns > b)  # type: ignore[misc]
         outcome = run.send(number)
         assert outcome.code == code, outcome.text
         assert "Traceback" not in outcome.text
@@ -110,37 +68,98 @@ def test_sigterm_and_ctrl_c_stop_in_order_and_the_same_command_finishes(
         result = read_json(folder / "result.json")
         assert result["status"] == "interrupted"
         assert number.name in result["error"]
-        assert 0 < result["steps"] < STEPS
-        checkpoint = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-        assert checkpoint["progression"]["step"] == result["steps"], "not a step is lost"
+        assert load_checkpoint(checkpoint)["state"]["step"] == result["steps"] < STEPS
         assert not (folder / "student.safetensors").exists()
-        lines = len(metrics(folder))
-    outcome = cli(*command(tiny, "mosaic"))
-    assert f"resumed at step {result['steps']} of {STEPS}" in outcome.out
-    assert_same_run(folder, uninterrupted)
-    logged = [(line["step"], "accuracy/top1" in line) for line in metrics(folder)]
-    assert logged == sorted(set(logged))
+    assert f"resumed at step {result['steps']} of {STEPS}" in finish(forked.start(*same))
+    assert_same_run(forked.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_loses_little(
+    forked: Forked, same: list[str], undisturbed: Path
+) -> None:
+    run = forked.start(*same)
+    run.until((forked.folder / "run" / "checkpoints" / "last.pt").exists)
+    os.kill(run.pid, signal.SIGINT)
+    outcome = run.send(signal.SIGINT)
+    assert outcome.code in (-signal.SIGINT, 130), outcome.text
+    assert "Traceback" not in outcome.text
+    assert "resumed at step" in finish(forked.start(*same))
+    assert_same_run(forked.folder, undisturbed)
+
+
+# ------------------------------------------------------------------------------ damaged checkpoints
+
+
+@pytest.fixture
+def checkpoints(forked: Forked, same: list[str]) -> list[Path]:
+    """The newest checkpoint of a run that was killed, and the one before it."""
+    files = [forked.folder / "run" / "checkpoints" / name for name in ("last.pt", "previous.pt")]
+    run = forked.start(*same)
+    run.until(files[1].exists)
+    run.kill()
+    return files
+
+
+def damage(path: Path) -> None:
+    """Change one byte in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(
+    forked: Forked, same: list[str], checkpoints: list[Path], undisturbed: Path
+) -> None:
+    damage(checkpoints[0])
+    out = finish(forked.start(*same))
+    assert f"{checkpoints[0]} can't be read as a checkpoint" in out
+    assert "goes on from the checkpoint before it" in out
+    assert "resumed at step" in out
+    assert checkpoints[0].with_name("damaged.pt").exists()
+    assert_same_run(forked.folder, undisturbed)
+
+
+def test_two_damaged_checkpoints_are_named_and_not_deleted(
+    forked: Forked, same: list[str], checkpoints: list[Path]
+) -> None:
+    for path in checkpoints:
+        damage(path)
+    before = [path.read_bytes() for path in checkpoints]
+    refused(forked.start(*same), *map(str, checkpoints), "force=true", "nothing was deleted")
+    assert [path.read_bytes() for path in checkpoints] == before
+    assert read_json(forked.folder / "run" / "result.json")["status"] == "failed"
+
+
+# ---------------------------------------------------------------------------------- other inputs
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    forked: Forked, same: list[str], checkpoints: list[Path]
+) -> None:
+    path = forked.folder / "run" / "config.json"  # as if the same settings read other images now
+    path.write_text(path.read_text().replace('"train_images": 240', '"train_images": 224'))
+    other = [argument.replace("train_images=240", "train_images=224") for argument in same]
+    message = refused(forked.start(*other), "data_fingerprint", "ood/train", "force=true")
+    assert "teacher_fingerprint" not in message
 
 
 @pytest.mark.slow
 def test_stopped_while_it_trains_its_teacher(cli: Cli, tiny: Tiny, teacher: Path) -> None:
     images = [*tiny.source("dataset"), *tiny.source("ood", images=32)]
     recipe = "dataset.recipe={epochs: 6, batch_size: 48, lr: 0.05, weight_decay: 5e-4}"
-    whole = ["experiment=quickstart_kd", "tracker=none", "train.epochs=1", "train.batch_size=16"]
-    same = [*whole, *images, recipe, "hydra.run.dir=run"]
+    same = ["experiment=quickstart_kd", "tracker=none", "train.epochs=1", "train.batch_size=16",
+            *images, recipe, "hydra.run.dir=run"]  # fmt: skip
     training = cli.folder / "checkpoints" / "letters" / "wrn16_2-training"
     run = cli.start(*same)
-    run.until(lambda: (training / "metrics.jsonl").exists())
+    run.until((training / "metrics.jsonl").exists)
     outcome = run.send(signal.SIGTERM)
     assert outcome.code == 143, outcome.text
-    assert "Traceback" not in outcome.text
     assert read_json(training / "result.json")["status"] == "interrupted"
     assert read_json(cli.folder / "run" / "result.json")["status"] == "interrupted"
     assert not (training.parent / "wrn16_2.safetensors").exists()
-
-    outcome = cli(*same)
-    assert "resumed at step" in outcome.out
+    assert "resumed at step" in cli(*same).out
     ours = load_file(training.parent / "wrn16_2.safetensors")
     theirs = load_file(teacher)  # of the same recipe, never stopped
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
     assert read_json(cli.folder / "run" / "result.json")["status"] == "finished"

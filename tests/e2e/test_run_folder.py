@@ -1,21 +1,20 @@
-"""A run's folder: skipped when finished, refused to others."""
+"""A run's folder: skipped when finished, refused to others. (Its rules: unit/test_run_dir.py.)"""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Cli, Tiny, read_json
-from forked import Forked
 from safetensors.torch import load_file
+
+from mosaickd.run_dir import find_run_dirs
 
 STEPS = ["train.steps=2", "hydra.run.dir=run"]
 PRODUCTS = ("result.json", "student.safetensors", "metrics.jsonl", "checkpoints/last.pt",
-            "samples/step0000002.png", "config.json")  # fmt: skip
+            "samples/step0000002.png", "config.json", ".hydra/overrides.yaml")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,51 +29,31 @@ def run(cli: Cli, finished: Path) -> Path:
     return shutil.copytree(finished, cli.folder / "run")
 
 
-def written(folder: Path) -> dict[str, int]:
+def written_at(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_mtime_ns for name in PRODUCTS}
 
 
-def test_finished_is_skipped(cli: Cli, tiny: Tiny, run: Path) -> None:
-    before = written(run)
-    outcome = cli(*tiny.mosaic(*STEPS))
-    assert "finished" in outcome.out
-    assert "force=true" in outcome.out
-    assert "student wrn16_1" in outcome.out, "the table is shown again"
-    assert written(run) == before
-
-
-def test_what_a_kill_left_of_its_first_files_is_removed_and_nothing_else(
-    cli: Cli, tiny: Tiny
+def test_a_finished_run_is_skipped_and_other_settings_are_refused(
+    cli: Cli, tiny: Tiny, run: Path
 ) -> None:
-    """Killed while it wrote the first file: nothing in the folder says yet that it is a run's."""
-    folder = cli.folder / "run"
-    (folder / "below").mkdir(parents=True)
-    left = [folder / ".config.json.1a2b.tmp", folder / ".hydra" / ".config.yaml.3c4d.tmp"]
-    others = [folder / ".mine.tmp", folder / "below" / ".config.json.5e6f.tmp"]
-    (folder / ".hydra").mkdir()
-    for path in [*left, *others]:
-        path.touch()
-    cli(*tiny.scratch("hydra.run.dir=run", "method=nothing"), code=2)
-    assert all(path.exists() for path in left), "not before the run is accepted"
-    cli(*tiny.scratch(*STEPS))
-    assert not any(path.exists() for path in left)
-    assert all(path.exists() for path in others)
-
-
-@pytest.mark.slow
-def test_how_a_run_is_watched_may_change(cli: Cli, tiny: Tiny, run: Path) -> None:
-    before = written(run)
-    cli(*tiny.mosaic(*STEPS, "train.eval_every=1", "train.log_every=1", "train.checkpoint_every=1"))
-    assert written(run) == before
+    before = written_at(run)
+    watched = ["train.eval_every=1", "train.log_every=1", "train.checkpoint_every=1"]
+    outcome = cli(*tiny.mosaic(*STEPS, *watched))  # how it is watched makes it no other run
+    assert "nothing to do (force=true runs it anew)" in outcome.out
+    assert "student wrn16_1" in outcome.out, "the table is shown again"
+    outcome = cli(*tiny.mosaic(*STEPS, "seed=5"), code=1)
+    assert "seed: 0 -> 5" in outcome.err
+    assert "hydra.run.dir" in outcome.err
+    assert written_at(run) == before
 
 
 def test_force_runs_it_anew(cli: Cli, tiny: Tiny, run: Path) -> None:
-    before = written(run)
+    before = written_at(run)
     (run / "samples" / "step0000009.png").touch()
     (run / "notes.txt").write_text("mine")
     weights = load_file(run / "student.safetensors")
     cli(*tiny.mosaic(*STEPS, "force=true"))
-    after = written(run)
+    after = written_at(run)
     assert all(after[name] > before[name] for name in PRODUCTS)
     assert not (run / "samples" / "step0000009.png").exists()
     assert (run / "notes.txt").exists()
@@ -83,59 +62,27 @@ def test_force_runs_it_anew(cli: Cli, tiny: Tiny, run: Path) -> None:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3  # two steps, an evaluation
 
 
-def test_force_removes_nothing_from_a_folder_that_is_no_run(cli: Cli, tiny: Tiny) -> None:
-    mine = [cli.folder / "run" / name for name in ("samples/mine.png", "teacher/notes", ".x.tmp")]
-    for path in mine:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    cli(*tiny.mosaic(*STEPS, "force=true"))
-    assert all(path.exists() for path in mine)
-
-
 @pytest.mark.parametrize(
-    ("mistake", "said"),
+    ("mistake", "words"),
     [
-        (["train.batch_size=1000"], "train.batch_size"),
-        (["teacher.checkpoint=typo.safetensors"], "typo.safetensors"),
-        (["teacher=wrn16_1", "teacher.checkpoint=run/student.safetensors"], "force=true would"),
+        ("teacher.checkpoint=corrupt.safetensors", "corrupt.safetensors"),
+        ("train.batch_size=1000", "train.batch_size"),
+        ("ood=folder", "ood.root"),
     ],
+    ids=["corrupt teacher", "too few images", "no images"],
 )
-def test_force_discards_nothing_for_a_run_that_cannot_begin(
-    cli: Cli, tiny: Tiny, run: Path, mistake: list[str], said: str
+def test_an_attempt_that_cannot_begin_leaves_no_run_and_takes_no_ones_place(
+    cli: Cli, tiny: Tiny, run: Path, mistake: str, words: str
 ) -> None:
-    before = written(run)
-    assert said in cli(*tiny.mosaic(*STEPS, "force=true", *mistake), code=1).err
-    assert written(run) == before
-    assert "nothing to do" in cli(*tiny.mosaic(*STEPS)).out
-
-
-def test_a_job_that_is_queued_again_goes_on_also_with_force(forked: Forked, tiny: Tiny) -> None:
-    same = [*tiny.distil("kd", "train.steps=400", "train.checkpoint_every=2"), "force=true",
-            "hydra.run.dir=run"]  # fmt: skip
-    job = {"SLURM_JOB_ID": "17"}
-    run = forked.start(*same, env=job)
-    run.until((forked.folder / "run" / "checkpoints" / "last.pt").exists)
-    os.kill(run.pid, signal.SIGTERM)
-    assert "the same command, without force=true, goes on" in run.wait().out
-    told = {"resumed", "discarded"}
-    for env, goes_on in ((job | {"SLURM_RESTART_COUNT": "1"}, True), (job, False)):
-        run = forked.start(*same, env=env)
-        run.until(lambda out=run.out: told & {*out.read_text().split()})  # type: ignore[misc]
-        os.kill(run.pid, signal.SIGTERM)
-        assert ("resumed at step" in run.wait().out) == goes_on
-
-
-def test_cells_that_share_a_folder_do_not_take_its_place(cli: Cli, tiny: Tiny) -> None:
-    sweep = [*tiny.distil("kd", "train.steps=1", "train.batch_size=8,16"), "hydra.sweep.dir=mine"]
-    for more in ([], ["force=true"]):
-        outcome = cli("-m", *sweep, *more, code=1)
-        assert "holds another cell of this sweep (train.batch_size: 8 -> 16)" in outcome.text
-        assert "batch_size${train.batch_size}/seed${seed}" in outcome.text
-    named = "hydra.sweep.subdir=bs${train.batch_size}/seed${seed}"
-    cli("-m", *sweep, named, "force=true")
-    assert {path.parent.parent.name for path in cli.folder.glob("mine/*/*/result.json")} >= {
-        "bs8", "bs16",
-    }  # fmt: skip
+    (cli.folder / "corrupt.safetensors").write_bytes(b"corrupt")
+    attempt = [
+        a for a in tiny.mosaic(*STEPS, mistake) if mistake != "ood=folder" or "ood." not in a
+    ]
+    assert words in cli(*attempt, "hydra.run.dir=failed", code=1).err
+    assert list(find_run_dirs(cli.folder / "failed")) == []
+    before = written_at(run)
+    assert words in cli(*attempt, "force=true", code=1).err
+    assert written_at(run) == before
 
 
 def test_lost_weights_are_written_again_from_the_checkpoint(
@@ -143,68 +90,20 @@ def test_lost_weights_are_written_again_from_the_checkpoint(
 ) -> None:
     path = run / "student.safetensors"
     before = path.read_bytes()
-    for lose in (path.unlink, lambda: path.write_bytes(b"")):
-        lose()
-        assert "written again" in cli(*tiny.mosaic(*STEPS)).out
-        assert path.read_bytes() == before
+    path.write_bytes(b"")
+    assert "written again" in cli(*tiny.mosaic(*STEPS)).out
+    assert path.read_bytes() == before
     path.unlink()
     for checkpoint in (run / "checkpoints").glob("*.pt"):
         checkpoint.unlink()
-    outcome = cli(*tiny.mosaic(*STEPS))
-    assert "there is no checkpoint: force=true trains it anew" in outcome.out
+    assert "there is no checkpoint: force=true trains it anew" in cli(*tiny.mosaic(*STEPS)).out
     assert not path.exists()
 
 
-def test_files_of_the_users_own_stay_below_a_run(cli: Cli, tiny: Tiny, run: Path) -> None:
-    mine = [run / "deep" / ".result.json.abcdefgh.tmp", run / ".draft.tmp"]
-    for path in mine:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    left = run / "checkpoints" / ".last.pt.abcd_efg.tmp"
-    left.touch()
-    cli(*tiny.mosaic(*STEPS))
-    assert all(path.exists() for path in mine)
-    assert not left.exists()
-
-
-def test_a_result_that_is_no_result_is_named(cli: Cli, tiny: Tiny, run: Path) -> None:
-    for content in ("[1]", "{", "null and void"):
-        (run / "result.json").write_text(content)
-        outcome = cli(*tiny.mosaic(*STEPS), code=1)
-        assert str(run / "result.json") in outcome.err
-        assert "force=true" in outcome.err
-    cli(*tiny.mosaic(*STEPS, "force=true"))
-    assert read_json(run / "result.json")["status"] == "finished"
-
-
-@pytest.mark.parametrize(
-    ("override", "setting"),
-    [
-        ("seed=5", "seed: 0 -> 5"),
-        pytest.param("method.align=0.5", "method.align: 1.0 -> 0.5", marks=pytest.mark.slow),
-    ],
-)
-def test_other_settings_in_the_same_folder_are_refused(
-    cli: Cli, tiny: Tiny, run: Path, override: str, setting: str
-) -> None:
-    before = written(run)
-    outcome = cli(*tiny.mosaic(*STEPS, override), code=1)
-    assert setting in outcome.err
-    assert "hydra.run.dir" in outcome.err
-    assert written(run) == before
-    hydra = (run / ".hydra" / "overrides.yaml").read_text()
-    assert override not in hydra, ".hydra still says what the run in this folder was"
-
-
-def test_a_damaged_checkpoint_is_named(cli: Cli, tiny: Tiny, run: Path) -> None:
-    path = run / "checkpoints" / "last.pt"
-    (run / "result.json").unlink()  # as after a kill
-    size = path.stat().st_size // 2
-    os.truncate(path, size)
-    outcome = cli(*tiny.mosaic(*STEPS), code=1)
-    assert str(path) in outcome.err
-    assert "force=true" in outcome.err
-    assert path.stat().st_size == size, "the file is left for a person to look at"
-    result = read_json(run / "result.json")
-    assert result["status"] == "failed"
-    assert str(path) in result["error"]
+@pytest.mark.slow
+def test_jobs_of_a_sweep_that_share_a_folder_are_told_to_name_it(cli: Cli, tiny: Tiny) -> None:
+    sweep = [*tiny.distil("kd", "train.steps=1", "train.batch_size=8,16"), "hydra.sweep.dir=mine"]
+    assert "batch_size${train.batch_size}/seed${seed}" in cli("-m", *sweep, code=1).text
+    cli("-m", *sweep, "hydra.sweep.subdir=bs${train.batch_size}/seed${seed}")
+    results = [read_json(path) for path in cli.folder.glob("mine/bs*/seed0/result.json")]
+    assert [result["status"] for result in results] == ["finished", "finished"]

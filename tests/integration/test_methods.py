@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from composing import asked, choices, composing
+from composing import choices, compose_config, composing
 from conftest import losses
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -60,7 +60,7 @@ def _composing() -> Iterator[None]:
 @cache
 def small(method: str) -> list[str]:
     """Return overrides that make a method's iteration short."""
-    cfg = asked(f"method={method}")
+    cfg = compose_config(f"method={method}")
     own = [f"{k}={v}" for k, v in SMALL.items() if OmegaConf.select(cfg, k) is not None]
     return [f"method={method}", "train.sync_batch_norm=[]", *own]
 
@@ -79,13 +79,13 @@ class House:
             *LETTERS, f"dataset.root={self.root}/glyphs", f"ood.root={self.root}/glyphs",
             "ood.reader.train_images=512", *overrides,
         ]  # fmt: skip
-        cfg = asked(*settings)
+        cfg = compose_config(*settings)
         validate(cfg)
         return launch(cfg, self.root / folder, interruption or Interruption())
 
     def taught(self, method: str) -> list[str]:
         """Return overrides of a small run, with the teacher where the method has one."""
-        if "teacher" not in needs(asked(f"method={method}")):
+        if "teacher" not in needs(compose_config(f"method={method}")):
             return small(method)
         return [*small(method), f"teacher.checkpoint={self.root}/teacher.safetensors"]
 
@@ -141,7 +141,7 @@ def test_a_few_steps_of_each_method(house: House, method: str) -> None:
     assert run.checkpoint.exists()
     assert run.best_student.exists()
 
-    cfg = asked(f"method={method}")
+    cfg = compose_config(f"method={method}")
     makes_images = bool({"generator", "images"} & players)
     assert (metric_names.FAKE_CLASSES in logged) == makes_images
     grids = 0  # without a teacher to sort images by
@@ -223,7 +223,7 @@ def test_what_one_run_leaves_can_teach_the_next(house: House, product: str) -> N
 
 
 class AtCheck(Interruption):
-    """Is asked to stop at the n-th time that someone asks."""
+    """Is compose_config to stop at the n-th time that someone asks."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class AtCheck(Interruption):
             raise Interrupted(15)
 
 
-# A run of four steps that evaluates at steps 2 and 4 is asked after each step.
+# A run of four steps that evaluates at steps 2 and 4 is compose_config after each step.
 @pytest.mark.parametrize(
     ("method", "number"),
     [*[("mosaic", n) for n in (1, 2, 3, 4)], *[(m, 3) for m in METHODS if m != "mosaic"],

@@ -9,13 +9,13 @@ import time
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mosaickd.data import cache, folder
+from mosaickd.data import cache, decode, folder
+from mosaickd.data.decode import Allocate, Decoded
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
@@ -26,88 +26,77 @@ context.set_forkserver_preload(["mosaickd.data.folder", "mosaickd.data.subset"])
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
 
 
-def make(file: IO[bytes], log: Path | None = None, pause: float = 0.0) -> cache.Made:
-    """Seven images and their labels; each call leaves a line in `log`."""
+def make(allocate: Allocate, log: Path | None = None, pause: float = 0.0) -> Decoded:
+    """Return seven images of nine; each call leaves a line in `log`."""
     if log is not None:
         with log.open("a") as lines:
             lines.write("made\n")
-    pixels = cache.reserve(file, PIXELS.shape)
-    pixels[:4] = PIXELS[:4]
+    images = allocate((9, 3, 4, 4))
     time.sleep(pause)
-    pixels[4:] = PIXELS[4:]
-    return cache.Made(np.arange(7))
+    images[:7] = PIXELS
+    return Decoded(images[:7], np.arange(7), [(2, "torn"), (5, "empty")])
 
 
-def ask(root: Path, log: Path, pause: float, key: str = "key") -> None:
-    """In a process of its own: exits with 0 if it got the images."""
-    found = cache.cached(root, "set", key, what="a set", make=partial(make, log=log, pause=pause))
-    assert found is not None
-    assert np.array_equal(found[0].numpy(), PIXELS)
-    assert found[1].tolist() == list(range(7))
+def ask(root: Path, log: Path, pause: float = 0.0, key: str = "key") -> None:
+    """Raise where this process doesn't get the images."""
+    decoded = cache.cached(
+        root, "set", key, title="a set", make=partial(make, log=log, pause=pause)
+    )
+    assert np.array_equal(decoded.images, PIXELS)
+    assert decoded.labels.tolist() == list(range(7))
+    assert decoded.broken == [(2, "torn"), (5, "empty")]
+    decoded.images[0] = 0  # of its own copy: the next one sees nothing of it
 
 
-def files(root: Path) -> list[str]:
+def entries(root: Path) -> list[str]:
     return sorted(p.name for p in (root / cache.FOLDER).iterdir() if p.name[0] != ".")
 
 
-def test_it_is_made_once_and_mapped(tmp_path: Path) -> None:
+def test_it_is_made_once_for_each_key(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    for _ in range(2):
-        found = cache.cached(tmp_path, "set", "key", what="a set", make=partial(make, log=log))
-        assert found is not None
-        images, labels, _ = found
-        assert np.array_equal(images.numpy(), PIXELS)
-        assert labels.tolist() == list(range(7))
-        images[0] = 0  # the next one sees nothing of it
-    assert log.read_text() == "made\n"
-    ask(tmp_path, log, 0, key="other")
+    for key in ("key", "key", "other", "key"):
+        ask(tmp_path, log, key=key)
     assert log.read_text() == "made\n" * 2
-    assert files(tmp_path) == ["set-key.npy", "set-other.npy"]
+    assert entries(tmp_path) == ["set-key", "set-other"]
 
 
-def test_four_processes_make_it_once(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    processes = [context.Process(target=ask, args=(tmp_path, log, 0.3)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(PATIENCE)
-        assert process.exitcode == 0
-    assert log.read_text() == "made\n"
-
-
-def test_a_killed_maker_is_taken_over(tmp_path: Path) -> None:
-    log = tmp_path / "log"
+def test_a_killed_maker_is_taken_over_by_one_of_those_who_wait(tmp_path: Path) -> None:
+    log, place = tmp_path / "log", tmp_path / cache.FOLDER
     killed = context.Process(target=ask, args=(tmp_path, log, PATIENCE))
     killed.start()
-    place = tmp_path / cache.FOLDER
     began = time.monotonic()
     while not list(place.glob(".set-*.tmp")):
         assert time.monotonic() - began < PATIENCE
         time.sleep(0.01)
-    waiting = context.Process(target=ask, args=(tmp_path, log, 0))
-    waiting.start()
+    waiting = [context.Process(target=ask, args=(tmp_path, log)) for _ in range(2)]
+    for process in waiting:
+        process.start()
     assert killed.pid is not None
     os.kill(killed.pid, signal.SIGKILL)
-    waiting.join(PATIENCE)
-    assert waiting.exitcode == 0
+    for process in waiting:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
     killed.join()
     assert log.read_text() == "made\n" * 2
     assert not list(place.glob(".set-*.tmp")), "what it had made is removed"
 
 
-@pytest.mark.parametrize("damage", ["empty", "header", "short", "long", "text"])
+@pytest.mark.parametrize("name", ["images", "labels.npy", "set.json"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "short", "other"])
 def test_a_damaged_cache_is_made_again(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ask(tmp_path, tmp_path / "log", 0)
-    path = tmp_path / cache.FOLDER / "set-key.npy"
+    log = tmp_path / "log"
+    ask(tmp_path, log)
+    path = tmp_path / cache.FOLDER / "set-key" / name
     whole = path.read_bytes()
-    damaged = {"empty": b"", "header": b"\0" * 200 + whole[200:], "short": whole[:-3],
-               "long": whole + b"\0", "text": b"not an array"}  # fmt: skip
-    path.write_bytes(damaged[damage])
-    ask(tmp_path, tmp_path / "log", 0)
-    assert caplog.text.count(f"{path} is damaged") == 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "short": whole[:-3], "other": b"{}"}[damage])
+    ask(tmp_path, log)
+    assert log.read_text() == "made\n" * 2
+    assert caplog.text.count(f"{path.parent} is damaged") == 1
     assert path.read_bytes() == whole
 
 
@@ -116,31 +105,44 @@ def block(root: Path) -> None:
     (root / cache.FOLDER).write_text("")
 
 
-def test_where_root_cannot_be_written_the_users_cache_folder_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_root_cannot_be_written_the_users_cache_folder_or_memory_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, home, log = tmp_path / "images", tmp_path / "home", tmp_path / "log"
     root.mkdir()
     block(root)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     for _ in range(2):
-        ask(root, log, 0)
+        ask(root, log)
     assert log.read_text() == "made\n"
-    assert len(list((home / "mosaickd").glob("images-*/set-key.npy"))) == 1
+    assert len(list((home / "mosaickd").glob("images-*/set-key"))) == 1
     home.rename(tmp_path / "moved")
     home.write_text("")
-    assert cache.cached(root, "set", "key", what="a set", make=make) is None
+    ask(root, log)
+    assert "set XDG_CACHE_HOME" in caplog.text
+
+
+def test_a_folder_that_nobody_may_write_gets_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even from a superuser, who could."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    root = tmp_path / "images"
+    root.mkdir(mode=0o555)
+    ask(root, tmp_path / "log")
+    assert not (root / cache.FOLDER).exists()
+    assert list((tmp_path / "home").rglob("set-key"))
 
 
 def test_an_error_of_the_maker_leaves_nothing(tmp_path: Path) -> None:
-    def fail(file: IO[bytes]) -> cache.Made:
-        cache.reserve(file, PIXELS.shape)
+    def fail(allocate: Allocate) -> Decoded:
+        allocate(PIXELS.shape)
         raise UserError("a broken image")
 
     with pytest.raises(UserError, match="a broken image"):
-        cache.cached(tmp_path, "set", "key", what="a set", make=fail)
-    assert files(tmp_path) == []
-    ask(tmp_path, tmp_path / "log", 0)
+        cache.cached(tmp_path, "set", "key", title="a set", make=fail)
+    assert entries(tmp_path) == []
+    ask(tmp_path, tmp_path / "log")
 
 
 # ---------------------------------------------------------------------------------- class folders
@@ -162,32 +164,33 @@ def save(path: Path, value: int) -> None:
     Image.new("RGB", (8, 8), (value, 0, 0)).save(path)
 
 
-def read(root: Path, split: str = "train", image_size: int = 8) -> ImageSet:
-    return folder.read(root=root, split=split, image_size=image_size)
+def read(root: Path, split: str = "train", image_size: int = 8, max_broken: float = 0) -> ImageSet:
+    return folder.read(root=root, split=split, image_size=image_size, max_broken=max_broken)
 
 
-def test_a_large_folder_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read(root)
-    monkeypatch.setattr(folder, "decode", None)  # nothing can be decoded any more
-    second = read(root)
-    for images in (first, second):
-        assert images.images[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
-        assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
-        assert images.classes == ["a", "b"]
-    assert len(files(root)) == 1
+def values(images: ImageSet) -> list[int]:
+    return images.images[:, 0, 0, 0].tolist()
 
 
-def test_a_small_folder_is_not_cached(root: Path) -> None:
-    assert len(read(root, "test")) == 1
+def test_a_large_folder_is_decoded_once_and_a_small_one_is_not_cached(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert values(read(root, "test")) == [9]
     assert not (root / cache.FOLDER).exists()
+    read(root)
+    monkeypatch.setattr(decode, "decode_image", None)  # nothing can be decoded any more
+    images = read(root)
+    assert values(images) == [0, 2, 4, 1, 3, 5]
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert images.classes == ["a", "b"]
 
 
 def test_changed_images_are_decoded_again(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(root)
     save(root / "train" / "a" / "0.png", 7)
-    assert read(root).images[0, 0, 0, 0] == 7
+    assert values(read(root))[0] == 7
     (root / "train" / "a" / "0.png").rename(root / "train" / "b" / "0.png")
-    assert read(root).images[:, 0, 0, 0].tolist() == [2, 4, 7, 1, 3, 5]
+    assert values(read(root)) == [2, 4, 7, 1, 3, 5]
     save(root / "train" / "c" / "6.png", 6)
     assert read(root).classes == ["a", "b", "c"]
     assert read(root, image_size=4).images.shape == (7, 3, 4, 4)
@@ -197,36 +200,15 @@ def test_changed_images_are_decoded_again(root: Path, caplog: pytest.LogCaptureF
     assert "delete it to free" in caplog.text
 
 
-def test_a_broken_image_is_named_and_nothing_is_kept(root: Path) -> None:
-    (root / "train" / "a" / "2.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"a/2\.png"):
-        read(root)
-    (root / "train" / "a" / "2.png").unlink()
-    (root / "train" / "a" / "2.png").symlink_to(root / "nowhere")
-    with pytest.raises(UserError, match=r"a/2\.png"):
-        read(root)
-    assert files(root) == []
-
-
-def test_without_room_for_a_cache_the_images_are_decoded_into_memory(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    block(root)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(root / cache.FOLDER))
-    assert read(root).images[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
-    assert "XDG_CACHE_HOME" in caplog.text
-
-
-def read_in_a_process(root: Path) -> None:
-    cache.CACHE_FROM = 6
-    assert read(root).images[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
-
-
-def test_processes_that_read_a_large_folder_together_agree(root: Path) -> None:
-    processes = [context.Process(target=read_in_a_process, args=(root,)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(PATIENCE)
-        assert process.exitcode == 0
-    assert len(files(root)) == 1
+def test_a_cache_is_as_strict_as_the_run_that_reads_it(root: Path) -> None:
+    (root / "train" / "a" / "2.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 of 6 .*a/2\.png"):
+        read(root, max_broken=0.1)
+    assert entries(root) == [], "what is refused is not kept"
+    for place in (root, root.rename(root.with_name("moved"))):
+        if place.exists():
+            images = read(place, max_broken=0.2)
+            assert images.broken == ((str(place / "train" / "a" / "2.png"), "an empty file"),)
+            assert values(images) == [0, 4, 1, 3, 5]
+            with pytest.raises(UserError, match="1 of 6"):
+                read(place, max_broken=0.1)

@@ -1,8 +1,12 @@
+"""CIFAR and SVHN in torchvision's layout, and the real images where they are."""
+
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,7 +16,20 @@ import pytest
 from torchvision.datasets import CIFAR100, SVHN
 
 from mosaickd.data import cifar, svhn
+from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
+
+ROWS = np.arange(3 * 3072, dtype=np.int64).astype(np.uint8).reshape(3, 3072)
+CONTENTS: dict[str, Any] = {
+    "train": {"data": ROWS, "fine_labels": [2, 0, 1]},
+    "test": {"data": ROWS[:1], "fine_labels": [1]},
+    "meta": {"fine_label_names": ["ant", "bee", "cat"]},
+}
+
+
+def read(root: Path, split: str = "train", **settings: Any) -> ImageSet:
+    settings = {"variant": "cifar100"} | settings
+    return cifar.read(root=root, split=split, image_size=32, **settings)
 
 
 @pytest.fixture
@@ -24,52 +41,89 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SVHN, "download", refuse)
 
 
-def write(path: Path, content: dict[str, Any]) -> str:
-    """Pickle as the original files are; returns the MD5 that torchvision will ask for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = pickle.dumps(content)
-    path.write_bytes(data)
-    return hashlib.md5(data).hexdigest()
+def publish(monkeypatch: pytest.MonkeyPatch, contents: dict[str, Any]) -> dict[str, bytes]:
+    """Pickle a small CIFAR-100 as the original is, and have torchvision ask for its MD5s."""
+    files = {name: pickle.dumps(content) for name, content in contents.items()}
+    md5 = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5["meta"]})
+    return files
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
 
 
 @pytest.fixture
 def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A three-image CIFAR-100 in torchvision's layout; returns its folder."""
-    folder = tmp_path / "cifar-100-python"
-    rows = np.arange(3 * 3072, dtype=np.int64).astype(np.uint8).reshape(3, 3072)
-    train = write(folder / "train", {"data": rows, "fine_labels": [2, 0, 1]})
-    test = write(folder / "test", {"data": rows[:1], "fine_labels": [1]})
-    meta = write(folder / "meta", {"fine_label_names": ["ant", "bee", "cat"]})
-    monkeypatch.setattr(CIFAR100, "train_list", [["train", train]])
-    monkeypatch.setattr(CIFAR100, "test_list", [["test", test]])
-    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": meta})
-    return folder
+    return write(tmp_path / "cifar-100-python", publish(monkeypatch, CONTENTS))
 
 
-def test_torchvision_layout(original: Path) -> None:
-    train = cifar.read(root=original.parent, split="train", image_size=32, variant="cifar100")
-    rows = np.arange(3 * 3072, dtype=np.int64).astype(np.uint8)
-    assert np.array_equal(train.images.numpy(), rows.reshape(3, 3, 32, 32))
-    assert train.labels.tolist() == [2, 0, 1]
-    assert train.classes == ["ant", "bee", "cat"]
-    test = cifar.read(root=original.parent, split="test", image_size=32, variant="cifar100")
-    assert test.labels.tolist() == [1]
+def assert_right(images: ImageSet) -> None:
+    assert np.array_equal(images.images.numpy(), ROWS.reshape(3, 3, 32, 32))
+    assert images.labels.tolist() == [2, 0, 1]
+    assert images.classes == ["ant", "bee", "cat"]
+
+
+def test_torchvisions_layout(original: Path) -> None:
+    assert_right(read(original.parent))
+    assert read(original.parent, "test").labels.tolist() == [1]
 
 
 @pytest.mark.parametrize("name", ["train", "test", "meta"])
-def test_a_damaged_file_is_named(original: Path, no_network: None, name: str) -> None:
+def test_a_damaged_or_missing_file_is_named(original: Path, no_network: None, name: str) -> None:
     path = original / name
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(UserError, match=f"{path} is damaged"):
-        cifar.read(root=original.parent, split="train", image_size=32, variant="cifar100")
+        read(original.parent)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path} is missing"):
+        read(original.parent, download=False)
 
 
-def test_a_missing_file_is_named(original: Path) -> None:
-    (original / "test").unlink()
-    with pytest.raises(UserError, match=f"{original / 'test'} is missing"):
-        cifar.read(
-            root=original.parent, split="train", image_size=32, variant="cifar100", download=False
-        )
+class Trap:
+    """A file appears if it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+def test_nothing_that_a_pickle_names_is_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where its MD5 is the one that was asked for."""
+    trap = CONTENTS | {"train": {"data": Trap(tmp_path / "proof")}}
+    folder = write(tmp_path / "cifar-100-python", publish(monkeypatch, trap))
+    with pytest.raises(UserError, match=f"{folder / 'train'}.*open, which was not executed"):
+        read(tmp_path)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_an_archive_is_downloaded_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "made.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, data in publish(monkeypatch, CONTENTS).items():
+            member = tarfile.TarInfo(f"cifar-100-python/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(CIFAR100, "url", "https://example.org/set.tar.gz")
+
+    def download(url: str, place: str) -> None:
+        assert url == CIFAR100.url
+        Path(place).write_bytes(archive.read_bytes())
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", download)
+    assert_right(read(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("variant", ["cifar10", "cifar100"])
@@ -78,19 +132,17 @@ def test_missing_data_tells_the_ways_out(
     tmp_path: Path, no_network: None, variant: Any, download: bool
 ) -> None:
     with pytest.raises(UserError) as caught:
-        cifar.read(
-            root=tmp_path / "data", split="train", image_size=32, variant=variant, download=download
-        )
-    message = str(caught.value)
-    for said in (str(tmp_path / "data"), "train*.parquet", "python/" if variant == "cifar100" else
-                 "batches-py/", "dataset.root=", "ood.root=", "experiment=quickstart"):  # fmt: skip
-        assert said in message
-    assert ("no network in this test" in message) == download
+        read(tmp_path / "data", variant=variant, download=download)
+    folder = {"cifar10": "cifar-10-batches-py/", "cifar100": "cifar-100-python/"}[variant]
+    for part in (str(tmp_path / "data"), "train*.parquet", folder, "dataset.root=", "ood.root=",
+                 "experiment=quickstart"):  # fmt: skip
+        assert part in str(caught.value)
+    assert ("no network in this test" in str(caught.value)) == download
 
 
 def test_an_unknown_variant(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="variant must be cifar10 or cifar100"):
-        cifar.read(root=tmp_path, split="train", image_size=32, variant="cifar1000")  # type: ignore[arg-type]
+        read(tmp_path, variant="cifar1000")
 
 
 def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,21 +150,19 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
     path = tmp_path / "train_32x32.mat"
     scipy_io.savemat(path, {"X": pixels, "y": np.array([[10], [1], [2], [9]])})
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    split = ["", path.name, md5]
+    split = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(SVHN, "split_list", {**SVHN.split_list, "train": split})
-    read = svhn.read(root=tmp_path, split="train", image_size=32)
-    assert np.array_equal(read.images.numpy(), pixels.transpose(3, 2, 0, 1))
-    assert read.labels.tolist() == [0, 1, 2, 9]
+    images = svhn.read(root=tmp_path, split="train", image_size=32)
+    assert np.array_equal(images.images.numpy(), pixels.transpose(3, 2, 0, 1))
+    assert images.labels.tolist() == [0, 1, 2, 9]
 
 
 def test_svhn_missing_or_damaged(tmp_path: Path, no_network: None) -> None:
     for download in (True, False):
-        with pytest.raises(UserError, match=r"svhn|scipy") as caught:
+        with pytest.raises(UserError, match=r"svhn.*test_32x32\.mat"):
             svhn.read(root=tmp_path, split="test", image_size=32, download=download)
-        assert "test_32x32.mat" in str(caught.value)
     (tmp_path / "test_32x32.mat").write_bytes(b"half a file")
-    with pytest.raises(UserError, match=r"test_32x32\.mat"):
+    with pytest.raises(UserError, match=r"test_32x32\.mat is damaged"):
         svhn.read(root=tmp_path, split="test", image_size=32)
 
 
@@ -127,8 +177,7 @@ def shared_folder() -> Path:
 
 @pytest.mark.realdata
 def test_real_cifar100() -> None:
-    root = shared_folder() / "cifar100"
-    test = cifar.read(root=root, split="test", image_size=32, variant="cifar100")
+    test = read(shared_folder() / "cifar100", "test")
     assert test.images.shape == (10_000, 3, 32, 32)
     assert test.labels.bincount().tolist() == [100] * 100
     assert test.classes[0] == "apple"
@@ -141,8 +190,8 @@ def test_real_cifar10_is_read_as_far_as_it_is_there() -> None:
     root = shared_folder() / "cifar10"
     if (root / "test-00000-of-00001.parquet").exists():
         pytest.skip("the test images are here by now")
-    train = cifar.read(root=root, split="train", image_size=32, variant="cifar10")
+    train = read(root, variant="cifar10")
     assert len(train) >= 25_000
     assert train.classes[0] == "airplane"
     with pytest.raises(UserError, match="none of its test images"):
-        cifar.read(root=root, split="test", image_size=32, variant="cifar10")
+        read(root, "test", variant="cifar10")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,6 @@ from mosaickd.data import cache, imagenet
 from mosaickd.data.source import ImageSet, Source
 from mosaickd.errors import UserError
 
-context = get_context("forkserver" if os.name == "posix" else "spawn")
-context.set_forkserver_preload(["mosaickd.data.folder", "mosaickd.data.subset"])
-
 
 def content(count: int = 5, size: int = 8, seed: int = 0) -> dict[Any, Any]:
     random = np.random.default_rng(seed)
@@ -34,7 +30,7 @@ def content(count: int = 5, size: int = 8, seed: int = 0) -> dict[Any, Any]:
 
 def write(path: Path, what: Any, protocol: int = 2) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(what, protocol))
+    path.write_bytes(what if isinstance(what, bytes) else pickle.dumps(what, protocol))
     return path
 
 
@@ -65,7 +61,7 @@ def test_ten_batches_become_one_mapped_set(
     assert holds(test, content(seed=99))
     assert train.classes == [str(index) for index in range(1000)]
     assert "missing" not in caplog.text
-    assert len(list((tmp_path / cache.FOLDER).glob("*.npy"))) == 2
+    assert len(list((tmp_path / cache.FOLDER).glob("batches-*"))) == 2
     assert holds(read(tmp_path), *parts)
 
 
@@ -91,13 +87,11 @@ def test_what_was_unpacked_is_not_read_again_until_it_changes(tmp_path: Path) ->
     assert holds(read(tmp_path, "test"), content(seed=1))
 
 
-@pytest.mark.parametrize("size", [8, 16, 32, 64])
+@pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_size_and_protocol(tmp_path: Path, size: int, protocol: int) -> None:
-    path = write(tmp_path / "val_data", content(size=size), protocol)
-    images, labels = imagenet.load_batch(path)
-    assert np.array_equal(images.reshape(5, -1), content(size=size)["data"])
-    assert labels.tolist() == [label - 1 for label in content(size=size)["labels"]]
+    write(tmp_path / "val_data", content(size=size), protocol)
+    assert holds(read(tmp_path, "test"), content(size=size))
 
 
 def as_python_2(part: dict[Any, Any]) -> bytes:
@@ -127,13 +121,11 @@ def as_python_2(part: dict[Any, Any]) -> bytes:
 
 
 def test_python_2s_batches(tmp_path: Path) -> None:
-    (tmp_path / "val_data").write_bytes(as_python_2(content()))
-    theirs = pickle.loads(as_python_2(content()), encoding="bytes")
-    assert np.array_equal(theirs[b"data"], content()["data"]), "pickle itself reads it too"
+    write(tmp_path / "val_data", as_python_2(content()))
     assert holds(read(tmp_path, "test"), content())
 
 
-@pytest.mark.parametrize("kind", ["int64", "uint16", ">i4", "scalars", "tuple", "fortran"])
+@pytest.mark.parametrize("kind", ["int64", ">i4", "scalars", "tuple", "fortran"])
 def test_other_ways_to_hold_the_same(tmp_path: Path, kind: str) -> None:
     part = content()
     if kind == "scalars":
@@ -146,21 +138,6 @@ def test_other_ways_to_hold_the_same(tmp_path: Path, kind: str) -> None:
         part["labels"] = np.array(part["labels"], dtype=kind)
     write(tmp_path / "val_data", part)
     assert holds(read(tmp_path, "test"), content())
-
-
-def test_processes_that_start_together_agree(tmp_path: Path) -> None:
-    write(tmp_path / "val_data", content(count=2000))
-    processes = [context.Process(target=read_in_a_process, args=(tmp_path,)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    assert len(list((tmp_path / cache.FOLDER).glob("*.npy"))) == 1
-
-
-def read_in_a_process(root: Path) -> None:
-    assert holds(read(root, "test"), content(count=2000))
 
 
 def test_without_room_for_a_cache_the_batches_are_unpacked_into_memory(
@@ -183,25 +160,23 @@ def test_a_source_resizes_batches_of_another_size(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- other layouts
 
 
-def save(path: Path, value: int) -> None:
+def png(path: Path, value: int) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), (value, 0, 0)).save(path)
+    return path.read_bytes()
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    save(tmp_path / "train" / "n01" / "1.png", 1)
-    save(tmp_path / "val" / "n01" / "2.png", 2)
+    png(tmp_path / "train" / "n01" / "1.png", 1)
+    png(tmp_path / "val" / "n01" / "2.png", 2)
     assert read(tmp_path).images[0, 0, 0, 0] == 1
     assert read(tmp_path, "test").classes == ["n01"]
-    save(tmp_path / "flat" / "n02" / "3.png", 3)
+    png(tmp_path / "flat" / "n02" / "3.png", 3)
     assert read(tmp_path / "flat").classes == ["n02"]
 
 
 def test_parquet_shards(tmp_path: Path) -> None:
-    save(tmp_path / "1.png", 5)
-    encoded = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").unlink()
-    table = pa.table({"image": pa.array([encoded], pa.binary()), "label": [3]})
+    table = pa.table({"image": [png(tmp_path / "1.png", 5)], "label": [3]})
     (tmp_path / "data").mkdir()
     pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
     images = read(tmp_path)
@@ -236,189 +211,57 @@ def test_sets_of_two_sizes_are_not_mixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("what", "reason"),
     [
-        ({"data": None}, "no 'data', only 'labels', 'mean'"),
-        ({"labels": None}, "no 'labels'"),
-        ({"labels": [1, 2, 3, 4]}, "4 labels for 5 images"),
-        ({"labels": [1, 2, 3, 4, 1001]}, "the label 1001, out of range 1..1000"),
-        ({"labels": [0, 1, 2, 3, 4]}, "the label 0, out of range"),
-        ({"labels": [1, 2, 3, 4, 10**30]}, "'labels'"),
-        ({"labels": ["a"] * 5}, "not a list of whole numbers"),
-        ({"labels": [1.5] * 5}, "not a list of whole numbers"),
+        ({"data": []}, "'data' of float64"),
+        ({"labels": [1, 2, 3, 4]}, "a whole number for each of 5 images"),
+        ({"labels": [1, 2, 3, 4, 1001]}, "out of range 1..1000"),
+        ({"labels": [0, 1, 2, 3, 4]}, "out of range"),
+        ({"labels": ["a"] * 5}, "'labels' of"),
         ({"labels": np.ones(5)}, "float64"),
         ({"data": np.zeros((5, 192), np.int16)}, "int16"),
         ({"data": np.zeros((5, 100), np.uint8)}, "'data' of uint8"),
-        ({"data": np.zeros((0, 192), np.uint8), "labels": []}, "no images"),
-        ({"data": [[0] * 192] * 5}, "a list as 'data'"),
-        ({"data": np.array([None] * 5)}, "'O8'"),
-        ({"mean": np.array(["a", {}], dtype=object)}, "'O8'"),
-        ({"data": np.zeros(5, [("r", "u1"), ("g", "u1")])}, "'V2'"),
-        ({"data": np.array(["a"] * 5)}, "'U1'"),
+        ([1, 2], "holds a list, not a dict"),
+        (pickle.dumps(content(), 4)[:-40], "damaged, incomplete"),
+        (b"", "damaged, incomplete"),
     ],
 )
-def test_a_file_with_other_content_is_named(
-    tmp_path: Path, change: dict[str, Any], said: str
-) -> None:
-    part = {key: value for key, value in (content() | change).items() if value is not None}
-    write(tmp_path / "val_data", part)
+def test_a_file_with_other_content_is_named(tmp_path: Path, what: Any, reason: str) -> None:
+    write(tmp_path / "val_data", content() | what if isinstance(what, dict) else what)
     with pytest.raises(UserError, match=r"val_data") as error:
         read(tmp_path, "test")
-    assert said in str(error.value)
-    assert not list((tmp_path / cache.FOLDER).glob("*.npy"))
+    assert reason in str(error.value)
+    assert not list((tmp_path / cache.FOLDER).glob("batches-*"))
 
 
-@pytest.mark.parametrize("what", [[1, 2], "text", None])
-def test_a_pickle_of_something_else_is_named(tmp_path: Path, what: Any) -> None:
-    with pytest.raises(UserError, match=r"val_data holds a \w+, not a dict"):
-        imagenet.load_batch(write(tmp_path / "val_data", what))
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("keep", [0, 1, 30, 0.5, 0.99, -1])
-def test_a_truncated_file_is_named(tmp_path: Path, keep: float, protocol: int) -> None:
-    path = write(tmp_path / "val_data", content(), protocol)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole)) if 0 < keep < 1 else int(keep)])
-    with pytest.raises(UserError, match=r"cannot read .*val_data.*(damaged|incomplete)"):
-        imagenet.load_batch(path)
-
-
-def test_whatever_bytes_are_damaged_the_error_names_the_file(tmp_path: Path) -> None:
-    whole = pickle.dumps(content(count=1), 2)
-    random = np.random.default_rng(0)
-    refused = 0
-    for place, value in zip(
-        random.integers(0, len(whole), 400), random.integers(0, 256, 400), strict=True
-    ):
-        path = tmp_path / "val_data"
-        path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
-        try:
-            imagenet.load_batch(path)
-        except UserError as error:
-            assert "val_data" in str(error)  # noqa: PT017  (damaged pixels don't show)
-            refused += 1
-    assert refused > 20
-
-
-# ------------------------------------------------------------------------------- hostile pickles
-
-
-class Calls:
+class Call:
     """Pickled as a call of whatever function."""
 
-    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
-        self.call = (function, arguments, state)
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
 
     def __reduce__(self) -> Any:
         return self.call
 
 
-class Strange(np.ndarray):
-    """A class of arrays that isn't numpy's."""
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
-@pytest.mark.parametrize("function", [os.system, eval, exec, open, getattr, print])
-def test_nothing_is_executed(tmp_path: Path, function: Any, protocol: int) -> None:
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize(
+    ("function", "argument"), [(os.system, "touch {}"), (eval, "open('{}', 'w')")]
+)
+def test_nothing_that_a_pickle_names_is_executed(
+    tmp_path: Path, function: Any, argument: str, protocol: int
+) -> None:
     proof = tmp_path / "proof"
-    arguments = {
-        os.system: [f"touch {proof}"], open: [str(proof), "w"], getattr: [proof, "touch"],
-    }.get(function, [f"open({str(proof)!r}, 'w')"])  # fmt: skip
-    path = write(
-        tmp_path / "val_data", content() | {"labels": Calls(function, *arguments)}, protocol
-    )
-    with pytest.raises(UserError, match="nothing in it was executed") as error:
-        imagenet.load_batch(path)
-    assert "val_data" in str(error.value)
-    assert function.__name__ in str(error.value)
+    labels = Call(function, argument.format(proof))
+    path = write(tmp_path / "val_data", content() | {"labels": labels}, protocol)
+    with pytest.raises(UserError, match=f"{path}.*{function.__name__}, which was not executed"):
+        read(tmp_path, "test")
     assert not proof.exists()
 
 
-def raw(*parts: bytes) -> bytes:
-    return b"".join(parts) + b"."
-
-
-ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
-LENGTH = (2**40).to_bytes(8, "little")
-
-
-@pytest.mark.parametrize(
-    ("pickled", "said"),
-    [
-        (raw(b"cos\nsystem\n(S'touch proof'\ntR"), "os.system"),
-        (raw(b"(S'touch proof'\nios\nsystem\n"), "os.system"),
-        (raw(b"\x80\x04\x8c\x02os\x8c\x06system\x93"), "os.system"),
-        (raw(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93"), "numpy.ndarray.tofile"),
-        (raw(b"cnumpy.core.multiarray\nfromfile\n"), "fromfile"),
-        (raw(b"cnumpy\nload\n(S'proof'\ntR"), "numpy.load"),
-        (raw(b"cbuiltins\neval\n"), "builtins.eval"),
-        (raw(b"c__builtin__\ngetattr\n"), "__builtin__.getattr"),
-        # a class of arrays that isn't numpy's, a function in its place, and numpy's dtype
-        (raw(ARRAY, b"(c_codecs\nencode\n(I0\ntS'b'\ntR"), "another class"),
-        (raw(ARRAY, b"(cnumpy\ndtype\n(I0\ntS'b'\ntR"), "another class"),
-        (raw(b"c_codecs\nencode\n(V42\nVrot13\ntR"), "unusual encoding"),
-        (raw(b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR"), "'O8'"),
-        (raw(b"cnumpy\ndtype\n(S'u1,u1'\nI0\nI1\ntR"), "'u1,u1'"),
-        (raw(b"cnumpy\ndtype\n(c_codecs\nencode\nI0\nI1\ntR"), "in the place of a text"),
-        # attributes for a function, and a call of something that is none
-        (raw(b"c_codecs\nencode\n(dS'__defaults__'\n(tsb"), "attributes"),
-        (raw(b"(dI1\ntR"), "val_data"),
-        # deeper than a stack, as a key; and a list that holds itself twice, forty times over
-        (raw(b"}", b"(" * 200_000, b"t" * 200_000, b"I1\ns"), "unusual keys"),
-        (raw(b"(lp0\n", b"(g0\ng0\nlp0\n" * 40, b"cnumpy\ndtype\n(g0\nI0\nI1\ntR"), "a list"),
-        (raw(b"(d(tR"), "not a function"),
-    ],
-)
-def test_tricks_are_refused(tmp_path: Path, pickled: bytes, said: str) -> None:
-    path = tmp_path / "val_data"
-    path.write_bytes(pickled)
-    with pytest.raises(UserError, match="val_data") as error:
-        imagenet.load_batch(path)
-    assert said in str(error.value)
-    assert not (tmp_path / "proof").exists()
-    assert not Path("proof").exists()
-
-
-def test_an_array_of_another_class_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "val_data", {"data": content()["data"].view(Strange)})
-    with pytest.raises(UserError, match="Strange"):
-        imagenet.load_batch(path)
-
-
-@pytest.mark.parametrize("instruction", ["NEWOBJ", "EXT1", "PERSID", "BINPERSID", "NEXT_BUFFER"])
-def test_instructions_that_arrays_do_not_need_are_refused(tmp_path: Path, instruction: str) -> None:
-    code = getattr(pickle, instruction)
-    path = tmp_path / "val_data"
-    path.write_bytes(pickle.PROTO + b"\x02]]" + code + b"\x01\n.")
-    with pytest.raises(UserError, match="val_data"):
-        imagenet.load_batch(path)
-
-
-def test_lengths_and_shapes_that_lie_reserve_no_memory(tmp_path: Path) -> None:
-    import resource
-
-    path = tmp_path / "val_data"
-    empty = np.ndarray(0, np.uint8)
-    state = (1, (10**9, 192), empty.dtype, False, b"few")
-    function, arguments = empty.__reduce__()[:2]
-    lie = {"data": Calls(function, *arguments, state=state), "labels": [1]}
-    repeated = b"X\x40\x42\x0f\x00" + b"a" * 10**6 + b"q\x00Vlatin1\nq\x01]"
-    repeated += b"(c_codecs\nencode\nh\x00h\x01\x86Re" * 2000
-    hostile = [
-        pickle.PROTO + b"\x04" + pickle.BINBYTES8 + LENGTH,
-        pickle.PROTO + b"\x05" + pickle.BYTEARRAY8 + LENGTH,
-        pickle.PROTO + b"\x04" + pickle.BINUNICODE8 + LENGTH,
-        pickle.PROTO + b"\x04" + pickle.FRAME + LENGTH,
-        pickle.PROTO + b"\x02" + pickle.BINSTRING + b"\xff\xff\xff\x7f",
-        pickle.PROTO + b"\x02]" + pickle.LONG_BINPUT + b"\xff\xff\xff\xff.",
-        pickle.PROTO + b"\x02" + pickle.LONG4 + b"\xff\xff\xff\x7f",
-        pickle.dumps(lie, 2),
-        repeated + b".",
-    ]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for content_ in hostile:
-        path.write_bytes(content_)
-        with pytest.raises(UserError, match="val_data"):
-            imagenet.load_batch(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+@pytest.mark.parametrize("name", ["ndarray.tofile", "load", "fromfile"])
+def test_numpys_other_functions_are_refused(tmp_path: Path, name: str) -> None:
+    module = b"\x80\x04\x8c\x05numpy" + b"\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
+    write(tmp_path / "val_data", module)
+    with pytest.raises(UserError, match=rf"names numpy\.{name}, which was not executed"):
+        read(tmp_path, "test")

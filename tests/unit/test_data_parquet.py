@@ -1,188 +1,206 @@
+"""Parquet shards as the Hugging Face hub lays them out, and what can be wrong with them."""
+
 from __future__ import annotations
 
 import io
 import json
-import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from mosaickd.data import cache, parquet
+from mosaickd.data import cache, decode, parquet
+from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
 
 
-def pixels(count: int, size: int = 8) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def png(image: np.ndarray) -> bytes:
+def png(value: int, size: int = 8) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
+    Image.new("RGB", (size, size), (value, 0, 0)).save(file, "PNG")
     return file.getvalue()
 
 
-def write(
-    path: Path,
-    encoded: list[Any],
-    names: list[str] | None = None,
-    image: str = "img",
-    **columns: Any,
-) -> None:
-    """A shard as the hub lays it out: structs of bytes and path, class names in the metadata."""
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def rows(*encoded: bytes | None) -> pa.Array:
+    """Structs of bytes and path, as the hub has them."""
+    return pa.array([{"bytes": data, "path": "x.png"} for data in encoded], STRUCT)
+
+
+def write(path: Path, table: pa.Table, names: list[str] | None = None, **options: Any) -> Path:
+    """A shard; names: of the classes in the column `label`, in the hub's metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    structs = pa.array(
-        [{"bytes": data, "path": None} for data in encoded],
-        type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    )
-    table = pa.table({image: structs, **columns})
     if names is not None:
-        features = {label: {"names": names, "_type": "ClassLabel"} for label in columns}
-        info = json.dumps({"info": {"features": features}})
-        table = table.replace_schema_metadata({"huggingface": info})
-    pq.write_table(table, path)
+        info = {"info": {"features": {"label": {"names": names}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pq.write_table(table, path, **options)
+    return path
 
 
-def test_roundtrip_over_two_shards(tmp_path: Path) -> None:
-    images = pixels(5)
-    encoded = [png(image) for image in images]
+def images_of(*values: int, **columns: Any) -> pa.Table:
+    return pa.table({"img": rows(*map(png, values)), **columns})
+
+
+def read(root: Path, **settings: Any) -> ImageSet:
+    return parquet.read(root=root, split="train", image_size=8, **settings)
+
+
+def values(images: ImageSet) -> list[int]:
+    return images.images[:, 0, 4, 4].tolist()
+
+
+# -------------------------------------------------------------------------------------- good sets
+
+
+def test_two_shards_in_order_with_the_hubs_class_names(tmp_path: Path) -> None:
     names = ["ant", "bee", "cat"]
-    write(tmp_path / "train-00000-of-00002.parquet", encoded[:3], names, label=[0, 1, 2])
-    write(tmp_path / "train-00001-of-00002.parquet", encoded[3:], names, label=[1, 0])
-    read = parquet.read(root=tmp_path, split="train", image_size=8)
-    assert np.array_equal(read.images.numpy(), images.transpose(0, 3, 1, 2))
-    assert read.labels.tolist() == [0, 1, 2, 1, 0]
-    assert read.classes == names
+    write(tmp_path / "train-00000-of-00002.parquet", images_of(1, 2, 3, label=[0, 1, 2]), names)
+    write(tmp_path / "train-00001-of-00002.parquet", images_of(4, 5, label=[1, 0]), names)
+    images = read(tmp_path)
+    assert values(images) == [1, 2, 3, 4, 5]
+    assert images.labels.tolist() == [0, 1, 2, 1, 0]
+    assert images.classes == names
 
 
 def test_fine_labels_win_over_coarse(tmp_path: Path) -> None:
-    encoded = [png(image) for image in pixels(2)]
-    write(tmp_path / "train.parquet", encoded, label=[0, 0], fine_label=[0, 1])
-    assert parquet.read(root=tmp_path, split="train", image_size=8).labels.tolist() == [0, 1]
-    coarse = parquet.read(root=tmp_path, split="train", image_size=8, label_column="label")
-    assert coarse.labels.tolist() == [0, 0]
+    write(tmp_path / "train.parquet", images_of(1, 2, label=[0, 0], fine_label=[0, 1]))
+    assert read(tmp_path).labels.tolist() == [0, 1]
+    assert read(tmp_path, label_column="label").labels.tolist() == [0, 0]
 
 
-def test_without_labels_or_names(tmp_path: Path) -> None:
-    encoded = [png(image) for image in pixels(2)]
-    write(tmp_path / "data" / "train.parquet", encoded, image="image")
-    read = parquet.read(root=tmp_path, split="train", image_size=8)
-    assert read.labels.tolist() == [0, 0]
-    assert len(read.classes) == 1
-
-
-def test_text_labels_and_plain_bytes(tmp_path: Path) -> None:
-    encoded = [png(image) for image in pixels(3)]
-    table = pa.table({"image": pa.array(encoded, pa.binary()), "label": ["cat", "ant", "cat"]})
-    (tmp_path / "train").mkdir()
-    pq.write_table(table, tmp_path / "train" / "0000.parquet")
-    read = parquet.read(root=tmp_path, split="train", image_size=8)
-    assert read.classes == ["ant", "cat"]
-    assert read.labels.tolist() == [1, 0, 1]
-
-
-def test_images_of_several_sizes_are_fitted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("labels", "expected", "classes"),
+    [
+        ({}, [0, 0, 0], ["0"]),
+        ({"label": ["cat", "ant", "cat"]}, [1, 0, 1], ["ant", "cat"]),
+        ({"label": pa.array(["cat", "ant", "cat"]).dictionary_encode()}, [1, 0, 1], ["ant", "cat"]),
+        ({"label": [-1, -1, -1]}, [0, 0, 0], ["0"]),  # the hub's mark for "not published"
+        ({"label": [0, 3, 1]}, [0, 3, 1], ["0", "1", "2", "3"]),
+    ],
+)
+def test_labels_of_other_kinds(
+    tmp_path: Path, labels: dict[str, Any], expected: list[int], classes: list[str]
 ) -> None:
-    encoded = [png(pixels(1, size)[0]) for size in (8, 20, 4)]
-    write(tmp_path / "train.parquet", encoded)
-    with caplog.at_level(logging.INFO):
-        read = parquet.read(root=tmp_path, split="train", image_size=8)
-    assert read.images.shape == (3, 3, 8, 8)
-    assert "2 of another size" in caplog.text
+    plain = pa.table({"image": pa.array([png(1), png(2), png(3)], pa.binary()), **labels})
+    write(tmp_path / "data" / "train" / "0000.parquet", plain)
+    images = read(tmp_path)
+    assert (values(images), images.labels.tolist()) == ([1, 2, 3], expected)
+    assert images.classes == classes
+
+
+def test_images_of_several_sizes_are_fitted(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.parquet", pa.table({"img": rows(*(png(9, s) for s in (8, 20)))}))
+    assert values(read(tmp_path)) == [9, 9]
     with pytest.raises(UserError, match=r"row 1 of .*all must have one size"):
-        parquet.read_split([tmp_path / "train.parquet"])
+        parquet.read_split([path])
 
 
-def test_a_missing_shard_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(tmp_path / "train-00000-of-00002.parquet", [png(pixels(1)[0])])
+def test_a_missing_shard_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "train-00000-of-00002.parquet", images_of(1))
     for _ in range(2):
-        assert len(parquet.read(root=tmp_path, split="train", image_size=8)) == 1
+        assert len(read(tmp_path)) == 1
     assert caplog.text.count("shard 1 of 2 is missing") == 1
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+def test_a_large_set_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CACHE_FROM", 6)
     path = tmp_path / "train.parquet"
-    write(path, [png(image) for image in pixels(20)])
+    write(path, images_of(*range(7), label=list(range(7)), other=[0] * 7))
+    first = parquet.read_split([path])
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "decode_image", None)  # not called again
+        again = parquet.read_split([path])
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, first.labels)
+    assert again.classes == first.classes
+    assert parquet.read_split([path], label_column="other").labels.tolist() == [0] * 7
+    write(path, images_of(*range(10, 17), label=list(range(7))))  # another set of that name
+    assert values(parquet.read_split([path])) == list(range(10, 17))
+
+
+# ------------------------------------------------------------------------------------ broken rows
+
+
+def test_broken_rows_are_left_out(tmp_path: Path) -> None:
+    encoded = [png(0), None, png(2), b"no image", png(4), png(5), png(6)[:40], b""]
+    images = pa.concat_arrays([rows(*encoded), pa.nulls(1, STRUCT), rows(png(9))])
+    labels = [0, 1, 2, 3, None, 5, 6, 7, 8, 9]
+    path = tmp_path / "train.parquet"
+    write(path, pa.table({"img": images, "label": labels}), row_group_size=3)
+    found = read(tmp_path, max_broken=0.6)
+    assert values(found) == found.labels.tolist() == [0, 2, 5, 9]
+    reasons = dict(found.broken)
+    assert list(reasons) == [f"row {i} of {path}" for i in (1, 3, 4, 6, 7, 8)]
+    assert reasons[f"row 4 of {path}"] == "its label is null"
+    assert "no bytes" in reasons[f"row 8 of {path}"]
+    with pytest.raises(UserError, match=r"6 of 10 .*row 1 of"):
+        read(tmp_path, max_broken=0.5)
+
+
+def test_rows_keep_their_labels_across_many_batches(tmp_path: Path) -> None:
+    encoded = [png(i % 256) if i % 97 else b"torn" for i in range(600)]
+    table = pa.table({"img": rows(*encoded), "label": [i % 256 for i in range(600)]})
+    write(tmp_path / "train.parquet", table, row_group_size=250)
+    found = read(tmp_path, max_broken=0.02)
+    assert len(found) == 600 - 7
+    assert values(found) == found.labels.tolist()
+
+
+# ------------------------------------------------------------------------------------ wrong files
+
+WRONG: dict[str, tuple[Callable[[], pa.Table], str]] = {
+    "no image column": (lambda: pa.table({"a": [1], "b": [2]}), "no image column: it has a, b"),
+    "images as texts": (lambda: pa.table({"img": ["x.png"]}), "img .* is string; expected encoded"),
+    "only paths": (
+        lambda: pa.table({"img": [{"path": "x.png"}]}), "expected encoded images.*field `bytes`"),
+    "all rows null": (lambda: pa.table({"img": pa.nulls(2, STRUCT)}), "2 of 2 images"),
+    "no rows": (lambda: pa.table({"img": rows()}), "has no rows"),
+    "labels that are floats": (
+        lambda: images_of(1, 2, label=[0.0, 1.5]), "label .* double; expected labels"),
+    "labels in lists": (lambda: images_of(1, 2, label=[[0], [1]]), "label .* is list"),
+    "all labels null": (lambda: images_of(1, 2, label=pa.nulls(2)), "2 of 2 images"),
+    "a negative label": (lambda: images_of(1, 2, label=[0, -1]), "label in row 1 of .* is -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_is_refused_with_a_reason(tmp_path: Path, name: str) -> None:
+    make, reason = WRONG[name]
+    write(tmp_path / "train.parquet", make())
+    with pytest.raises(UserError, match=reason) as caught:
+        read(tmp_path, max_broken=0.9)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_label_beyond_the_names(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", images_of(1, 2, label=[0, 2]), ["a", "b"])
+    with pytest.raises(UserError, match=r"row 1 of .* is 2, out of range 0\.\.1"):
+        read(tmp_path)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.parquet", images_of(*range(20)))
     whole = path.read_bytes()
     middle = len(whole) // 2
     for damaged in (b"", whole[:middle], whole[:4] + bytes(middle - 4) + whole[middle:]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"train\.parquet"):
-            parquet.read(root=tmp_path, split="train", image_size=8)
-
-
-@pytest.mark.parametrize("damaged", [b"no image", png(pixels(1)[0])[:60], None])
-def test_an_undecodable_image_is_named_with_its_row(tmp_path: Path, damaged: bytes | None) -> None:
-    good = png(pixels(1)[0])
-    write(tmp_path / "train-00000-of-00002.parquet", [good, good])
-    write(tmp_path / "train-00001-of-00002.parquet", [good, damaged])
-    with pytest.raises(UserError, match=r"row 1 of .*train-00001-of-00002\.parquet"):
-        parquet.read(root=tmp_path, split="train", image_size=8)
-
-
-@pytest.mark.parametrize("labels", [[0, 7], [0, -1], [0, None]])
-def test_an_impossible_label_is_named_with_its_row(tmp_path: Path, labels: list[Any]) -> None:
-    write(tmp_path / "train.parquet", [png(pixels(1)[0])] * 2, ["a", "b"], label=labels)
-    with pytest.raises(UserError, match=r"row 1 of .*train\.parquet"):
-        parquet.read(root=tmp_path, split="train", image_size=8)
+            read(tmp_path)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"no train shards under {tmp_path}"):
-        parquet.read(root=tmp_path, split="train", image_size=8)
-    write(tmp_path / "train.parquet", [png(pixels(1)[0])], image="picture")
-    with pytest.raises(UserError, match=r"no image column: it has picture.*image_column"):
-        parquet.read(root=tmp_path, split="train", image_size=8)
-    with pytest.raises(UserError, match="no column 'photo'; it has picture"):
-        parquet.read(root=tmp_path, split="train", image_size=8, image_column="photo")
-
-
-def test_two_sets_under_one_root_are_not_mixed(tmp_path: Path) -> None:
-    for name in ("full", "cropped"):
-        write(tmp_path / name / "train.parquet", [png(pixels(1)[0])])
+        read(tmp_path)
+    write(tmp_path / "full" / "train.parquet", images_of(1))
+    with pytest.raises(UserError, match="no column 'photo'; it has img"):
+        read(tmp_path, image_column="photo")
+    write(tmp_path / "cropped" / "train.parquet", images_of(1))
     with pytest.raises(UserError, match="several folders"):
-        parquet.read(root=tmp_path, split="train", image_size=8)
-    assert len(parquet.read(root=tmp_path / "full", split="train", image_size=8)) == 1
-
-
-def test_a_large_set_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "CACHE_FROM", 6)
-    images = pixels(7)
-    write(tmp_path / "train.parquet", [png(image) for image in images], label=list(range(7)))
-    first = parquet.read_split([tmp_path / "train.parquet"])
-    assert list((tmp_path / ".mosaickd").glob("parquet-train-*.npy"))
-    decode = parquet.decode
-    monkeypatch.setattr(parquet, "decode", None)  # not called again
-    again = parquet.read_split([tmp_path / "train.parquet"])
-    assert torch.equal(again.images, first.images)
-    assert torch.equal(again.labels, first.labels)
-    assert again.classes == first.classes
-
-    monkeypatch.setattr(parquet, "decode", decode)
-    write(
-        tmp_path / "train.parquet", [png(255 - image) for image in images], label=list(range(7))
-    )  # another set of that name
-    changed = parquet.read_split([tmp_path / "train.parquet"])
-    assert torch.equal(changed.images, 255 - first.images)
-
-
-def test_a_folder_that_nobody_may_write_gets_no_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not even from a superuser, who could."""
-    monkeypatch.setattr(cache, "CACHE_FROM", 6)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    root = tmp_path / "set"
-    root.mkdir()
-    write(root / "train.parquet", [png(image) for image in pixels(7)], label=list(range(7)))
-    root.chmod(0o555)
-    parquet.read_split([root / "train.parquet"])
-    root.chmod(0o755)
-    assert not (root / ".mosaickd").exists()
-    assert list((tmp_path / "home").rglob("parquet-train-*.npy"))
+        read(tmp_path)
+    assert len(read(tmp_path / "full")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import IO
 import pytest
 
 from mosaickd.errors import UserError
-from mosaickd.files import read_json, write_atomically, write_json
+from mosaickd.files import read_json, remove_temporaries, write_atomically, write_json
+from mosaickd.run_dir import RunDir
 
 
 def writer(content: bytes) -> Callable[[IO[bytes]], object]:
@@ -37,60 +39,72 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-def test_what_a_file_held_before_is_kept(tmp_path: Path) -> None:
-    path, previous = tmp_path / "new", tmp_path / "old"
-    for content in (b"1", b"2", b"3"):
-        write_atomically(path, writer(content), previous)
-    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
-    previous.unlink()
-    os.link(path, previous)  # as a kill between the two steps leaves them
-    write_atomically(path, writer(b"4"), previous)
-    assert (path.read_bytes(), previous.read_bytes()) == (b"4", b"3")
-    assert sorted(os.listdir(tmp_path)) == ["new", "old"]
-
-
-def test_a_file_system_without_links_keeps_it_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("links", [True, False])
+def test_what_a_file_held_before_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError("no links here")
+        raise PermissionError("no links on this file system")
 
-    monkeypatch.setattr(os, "link", refuse)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
     path, previous = tmp_path / "new", tmp_path / "old"
     for content in (b"1", b"2", b"3"):
         write_atomically(path, writer(content), previous)
     assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+    if links:
+        previous.unlink()
+        os.link(path, previous)  # as a kill between the two steps leaves them
+        write_atomically(path, writer(b"4"), previous)
+        assert (path.read_bytes(), previous.read_bytes()) == (b"4", b"3")
     assert sorted(os.listdir(tmp_path)) == ["new", "old"]
 
 
-def test_a_write_replaces_the_file_and_makes_folders(tmp_path: Path) -> None:
+def test_new_files_and_folders_have_the_permissions_that_others_have(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
-    for content in (b"first, and longer", b"second"):
-        write_atomically(path, writer(content))
-        assert path.read_bytes() == content
-    assert os.listdir(path.parent) == ["file"]
-
-
-def test_files_have_the_permissions_that_others_have(tmp_path: Path) -> None:
-    old = os.umask(0o022)
+    old = os.umask(0o027)
     try:
-        write_atomically(tmp_path / "file", lambda file: file.write(b""))
+        write_atomically(path, writer(b""))
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_what_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
+def test_what_a_kill_left_is_removed_and_files_of_the_users_own_stay(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(tmp_path / "file", lambda file: os.rename(
+            next(tmp_path.glob(".file.*.tmp")), tmp_path / ".file.0a1b.tmp") or 1 / 0)  # fmt: skip
+    (tmp_path / ".mine.tmp").touch()
+    remove_temporaries(tmp_path, of="other")
+    assert sorted(os.listdir(tmp_path)) == [".file.0a1b.tmp", ".mine.tmp"]
+    remove_temporaries(tmp_path)
+    assert os.listdir(tmp_path) == [".mine.tmp"]
+
+
+def test_json(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
+    assert read_json(path) is None
     write_json(path, {"status": "finished"})
     with pytest.raises(TypeError):
         write_json(path, {"status": object()})
     assert read_json(path) == {"status": "finished"}
-
-
-def test_missing_and_broken_json(tmp_path: Path) -> None:
-    assert read_json(tmp_path / "none.json") is None
-    path = tmp_path / "broken.json"
     path.write_text('{"status": ')
-    with pytest.raises(UserError, match=r"broken\.json"):
+    with pytest.raises(UserError, match=r"result\.json is not valid JSON"):
         read_json(path)
+
+
+def test_what_comes_again_after_a_checkpoint_is_not_there_twice(tmp_path: Path) -> None:
+    """A run was stopped at step 20, before its evaluation, and killed while it wrote a line."""
+    run = RunDir(tmp_path)
+    assert run.read_metrics() == []
+    losses = {step: {"step": step, "loss/student/kd": 1.0} for step in (20, 40)}
+    for record in ({"step": 10, "accuracy/top1": 5.0}, losses[20],
+                   {"step": 20, "accuracy/top1": 7.0}, losses[40]):  # fmt: skip
+        run.append_metrics(record)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 60, "lo')
+    run.truncate(20, evaluated=10)
+    run.append_metrics({"step": 20, "accuracy/top1": 7.5})
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert lines == [{"step": 10, "accuracy/top1": 5.0}, losses[20],
+                     {"step": 20, "accuracy/top1": 7.5}]  # fmt: skip

@@ -30,21 +30,20 @@ def image_set(count: int, size: int = 8) -> ImageSet:
     return ImageSet(images, torch.arange(count), [str(i) for i in range(count)])
 
 
+SETTINGS: dict[str, Any] = {
+    "mean": MEAN, "std": STD, "augment": True, "seed": 0, "device": CPU,
+}  # fmt: skip
+
+
 def loader(data: ImageSet, batch_size: int = 4, **changes: Any) -> ResidentLoader:
-    settings: dict[str, Any] = {
-        "mean": MEAN, "std": STD, "augment": True, "seed": 0, "device": CPU,
-    }  # fmt: skip
-    return ResidentLoader(data, batch_size=batch_size, **(settings | changes))
+    return ResidentLoader(data, batch_size=batch_size, **(SETTINGS | changes))
 
 
 def balanced(labels: list[int], batch_size: int = 4, **changes: Any) -> BalancedLoader:
     """As many images as labels, classes 0 to 9."""
     images = image_set(len(labels)).images
     data = ImageSet(images, torch.tensor(labels), [str(i) for i in range(10)])
-    settings: dict[str, Any] = {
-        "mean": MEAN, "std": STD, "augment": True, "seed": 0, "device": CPU,
-    }  # fmt: skip
-    return BalancedLoader(data, batch_size=batch_size, **(settings | changes))
+    return BalancedLoader(data, batch_size=batch_size, **(SETTINGS | changes))
 
 
 def draw(source: ResidentLoader, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -63,24 +62,12 @@ def assert_same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tens
 def test_each_image_comes_once_an_epoch_and_epochs_join_without_a_gap() -> None:
     source = loader(image_set(10))
     assert len(source) == 3  # batches until each image has been seen
-    seen = torch.cat([labels for _, labels in draw(source, 15)]).tolist()  # six epochs of ten
+    batches = draw(source, 15)  # six epochs of ten
+    assert {pixels.shape for pixels, _ in batches} == {(4, 3, 8, 8)}, "also where an epoch ends"
+    seen = torch.cat([labels for _, labels in batches]).tolist()
     epochs = [seen[start : start + 10] for start in range(0, 60, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6, "each epoch in an order of its own"
-
-
-def test_shapes_never_change_not_even_where_an_epoch_ends() -> None:
-    for pixels, labels in draw(loader(image_set(10)), 9):
-        assert pixels.shape == (4, 3, 8, 8)
-        assert labels.shape == (4,)
-        assert pixels.dtype == torch.float32
-
-
-def test_a_batch_may_be_as_large_as_the_set() -> None:
-    source = loader(image_set(4))
-    assert len(source) == 1
-    for _, labels in draw(source, 3):
-        assert sorted(labels.tolist()) == [0, 1, 2, 3]
 
 
 def test_a_batch_larger_than_the_set_says_what_to_choose() -> None:
@@ -133,33 +120,6 @@ def test_within_a_class_every_image_is_drawn_equally_often() -> None:
         expected = own.mean()
         # Under 1 in 100,000 for 39 degrees of freedom, the most there are.
         assert float(((own - expected) ** 2 / expected).sum()) < 85
-
-
-def test_a_batch_is_balanced_by_itself_and_not_always_the_same() -> None:
-    source = balanced(UNEVEN, batch_size=70)
-    first, second = (next(source)[2] for _ in range(2))
-    assert not torch.equal(first, second)
-    assert len(source) == 2, "an epoch is as long as one of all images"
-
-
-def test_one_class_alone_is_drawn_from_evenly() -> None:
-    times = torch.cat([next(balanced([4] * 6, seed=s))[2] for s in range(60)]).bincount(minlength=6)
-    assert int(times.min()) > 15, "40 on average"
-
-
-@pytest.mark.parametrize("position", [0, 1, 5])
-def test_a_balanced_loader_goes_on_exactly_from_its_state(position: int) -> None:
-    source = balanced(UNEVEN)
-    draw(source, position)
-    file = io.BytesIO()
-    torch.save(source.state_dict(), file)
-    expected = [next(source) for _ in range(6)]
-    file.seek(0)
-    resumed = balanced(UNEVEN, seed=99)
-    draw(resumed, 2)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    for one, other in zip(expected, [next(resumed) for _ in range(6)], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 # ------------------------------------------------------------------------------------ the pixels
@@ -230,17 +190,6 @@ def test_each_image_is_cropped_and_flipped_by_itself_and_as_torchvision_would() 
     assert max(times.values()) < 92, times
 
 
-def test_every_image_of_a_batch_keeps_its_own_pixels() -> None:
-    images = image_set(30).images
-    result = random_crop_and_flip(images, 2, torch.Generator().manual_seed(0))
-    chosen = set()
-    for image, out in zip(images, result, strict=True):
-        found = [k for k, variant in naive_variants(image, 2).items() if torch.equal(out, variant)]
-        assert len(found) == 1
-        chosen.add(found[0])
-    assert len(chosen) > 10, "images of a batch are moved independently"
-
-
 @pytest.mark.parametrize(("size", "padding"), [(32, 4), (16, 2)])
 def test_padding_is_an_eighth_of_the_size_and_black(size: int, padding: int) -> None:
     white = ImageSet(
@@ -264,43 +213,29 @@ def test_memory_format_follows_the_setting() -> None:
 # ------------------------------------------------------------------------------------- the state
 
 
-@pytest.mark.parametrize("position", [0, 1, 2, 3, 5, 7, 10])  # 3: inside of the second epoch
-def test_a_loader_goes_on_exactly_from_its_state(position: int) -> None:
-    data = image_set(10)
-    source = loader(data)
-    draw(source, position)
-    file = io.BytesIO()
-    torch.save(source.state_dict(), file)  # as it lies in a checkpoint
-    expected = draw(source, 8)
+@pytest.mark.parametrize("kind", ["each in turn", "balanced"])
+@pytest.mark.parametrize("position", [0, 1, 3, 5])  # 3: inside of the second epoch
+def test_a_loader_goes_on_exactly_from_its_state(kind: str, position: int) -> None:
+    def new(seed: int) -> ResidentLoader:
+        if kind == "balanced":
+            return balanced(UNEVEN, seed=seed)
+        return loader(image_set(10), seed=seed)
 
+    source = new(seed=0)
+    draw(source, position)
+    state = source.state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)  # as it lies in a checkpoint
+    expected = draw(source, 8)
     file.seek(0)
-    resumed = loader(data, seed=99)
+    resumed, again = new(seed=99), new(seed=98)
     draw(resumed, 2)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert_same(draw(resumed, 8), expected)
-
-
-def test_a_state_does_not_change_when_its_loader_goes_on() -> None:
-    data = image_set(10)
-    source = loader(data)
-    draw(source, 2)
-    state = source.state_dict()
-    expected = draw(source, 6)
-    resumed = loader(data)
-    resumed.load_state_dict(state)
-    assert_same(draw(resumed, 6), expected)
-
-
-def test_a_state_taken_after_a_resume_is_as_good() -> None:
-    data = image_set(10)
-    source = loader(data)
-    draw(source, 4)
-    second = loader(data)
-    second.load_state_dict(source.state_dict())
-    assert_same(draw(source, 3), draw(second, 3))
-    third = loader(data)
-    third.load_state_dict(second.state_dict())
-    assert_same(draw(source, 6), draw(third, 6))
+    assert_same(draw(resumed, 3), expected[:3])
+    again.load_state_dict(resumed.state_dict())
+    assert_same(draw(again, 5), expected[3:])
+    again.load_state_dict(state)  # did not change when its loader went on
+    assert_same(draw(again, 8), expected)
 
 
 # ------------------------------------------------------------------------------------ test images

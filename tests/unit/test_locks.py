@@ -17,8 +17,7 @@ import pytest
 from conftest import REPO
 
 from mosaickd import locks
-from mosaickd.errors import UserError
-from mosaickd.locks import OWNER, InUse, Lost, build_lock, check_run_lock, run_lock
+from mosaickd.locks import OWNER, InUse, Lost, build_lock, check_run_lock, holder, run_lock
 
 HOLD = """
 import sys
@@ -70,42 +69,50 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path:
     assert not (tmp_path / OWNER).exists()
 
 
-def test_the_folder_is_free_after_an_error_inside(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), run_lock(tmp_path):
-        raise ZeroDivisionError
-    with run_lock(tmp_path):
-        pass
-
-
 @pytest.mark.usefixtures("impatient")
-def test_a_process_elsewhere_that_gives_signs_of_life_is_left_alone(tmp_path: Path) -> None:
-    mark = elsewhere(tmp_path)
-    stop = threading.Event()
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_process_elsewhere_is_succeeded_once_it_gives_no_sign_of_life(
+    tmp_path: Path, alive: bool
+) -> None:
+    mark, stop = elsewhere(tmp_path), threading.Event()
 
-    def live() -> None:
-        while not stop.wait(0.1):
+    def touch() -> None:
+        while alive and not stop.wait(0.1):
             os.utime(mark)
 
-    alive = threading.Thread(target=live)
-    alive.start()
+    other = threading.Thread(target=touch)
+    other.start()
     try:
-        with pytest.raises(InUse, match="process 7 on faraway"), run_lock(tmp_path):
-            pass
+        if alive:
+            with pytest.raises(InUse, match="process 7 on faraway"), run_lock(tmp_path):
+                pass
+        else:
+            began = time.monotonic()
+            with run_lock(tmp_path):
+                assert time.monotonic() - began >= 1.0, "silent for the whole lease"
+                check_run_lock(tmp_path)
     finally:
         stop.set()
-        alive.join()
+        other.join()
 
 
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("touched", [0.0, 1e10], ids=["long ago", "in the future"])
-def test_a_process_elsewhere_that_died_is_succeeded_whatever_the_clocks_say(
-    tmp_path: Path, touched: float
-) -> None:
-    os.utime(elsewhere(tmp_path), (touched, touched))
-    began = time.monotonic()
+def test_who_holds_a_folder_is_seen_from_outside(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
     with run_lock(tmp_path):
-        assert time.monotonic() - began >= 1.0, "not before it has been silent for the whole lease"
-        check_run_lock(tmp_path)
+        own = holder(tmp_path)
+        assert own is not None
+        assert (own.pid, own.alive, own.here) == (os.getpid(), True, True)
+    mark = elsewhere(tmp_path)
+    for age, alive in ((0, True), (2 * locks.LEASE, False)):
+        os.utime(mark, (time.time() - age,) * 2)
+        other = holder(tmp_path)
+        assert other is not None
+        assert (other.host, other.alive, other.here) == ("faraway", alive, False)
+    with holding(tmp_path / "mine") as process:
+        pass  # it is killed
+    dead = holder(tmp_path / "mine")
+    assert dead is not None
+    assert (dead.pid, dead.alive) == (process.pid, False)
 
 
 def test_a_mark_that_was_left_half_written_is_no_obstacle(tmp_path: Path) -> None:
@@ -155,12 +162,6 @@ def test_makers_wait_for_each_other_and_take_over_from_one_that_was_killed(
         other.wait()
         waiting.join(10)
         assert done == ["made"]
-
-
-def test_a_folder_that_takes_no_lock_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises((OSError, UserError)), run_lock(tmp_path / "file"):
-        pass
 
 
 #: A second machine: its own name, and a file of its own in the place of the kernel's locks' one.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from composing import asked, check, composing, own
+from composing import check, compose_config, composing, own
 from omegaconf import DictConfig, OmegaConf
 from tables import METHODS, Table, changed, small, state_of
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def table(name: str) -> Table:
     """A trainer of the method by its YAML, made small."""
-    settings = settings_of(asked(f"method={name}")) | small(name)
+    settings = settings_of(compose_config(f"method={name}")) | small(name)
     return Table(name, **{"steps": STEPS} | settings)
 
 
@@ -68,7 +68,7 @@ def test_a_method_plays_by_its_yaml_and_each_turn_moves_its_player_alone(name: s
             for loss, value in output.losses.items():
                 assert value.isfinite(), f"{output.player}/{loss}"
     assert set(turns) == set(at.players), "each has a turn"
-    assert set(asked(f"method={name}").players) == set(at.players)
+    assert set(compose_config(f"method={name}").players) == set(at.players)
     assert not changed(teacher, state_of(at.teacher))
     assert all(p.grad is None for p in at.teacher.parameters())
     assert all(p.requires_grad for p in at.student.parameters())
@@ -118,7 +118,7 @@ def test_what_has_no_display_name_goes_by_its_own(name: str) -> None:
 
 @every_method
 def test_ood_images_are_normalized_as_the_setting_says(name: str) -> None:
-    if "ood_statistics" not in settings_of(asked(f"method={name}")):
+    if "ood_statistics" not in settings_of(compose_config(f"method={name}")):
         return
     for whose in ("dataset", "ood"):
         streams = Table(name, **small(name), ood_statistics=whose).method.streams

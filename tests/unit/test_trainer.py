@@ -1,370 +1,32 @@
-"""The game: whose turn moves what, which terms are computed, when schedules advance."""
+"""Turns, players and schedules: what a step moves, when rates fall, how all goes on from a state.
+
+(Each method's own turns: test_methods.py.)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from tables import BATCH, STEPS, Classifier, Table, changed, small, state_of
 from torch import Tensor, nn
 
-from mosaickd.data.loader import Normalize
 from mosaickd.engine.player import Player
-from mosaickd.engine.schedules import cosine
+from mosaickd.engine.schedules import constant, cosine, multistep
 from mosaickd.engine.trainer import Trainer
-from mosaickd.losses import class_balance, kl_divergence, label_alignment, patch_gan_loss
-from mosaickd.methods.base import Batch, Images, Latents, Loss, Method, Turn, frozen
-from mosaickd.methods.kd import KD
-from mosaickd.methods.mosaic import MosaicKD
-from mosaickd.methods.scratch import Scratch
-from mosaickd.models.discriminator import PatchDiscriminator
-from mosaickd.models.generator import Generator
+from mosaickd.methods.base import Batch, Loss, Method, Turn, frozen
 
-SIZE, BATCH, CLASSES, STEPS = 8, 6, 4, 10
-
-
-def classifier() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(8, CLASSES),
-    )  # fmt: skip
-
-
-class Table:
-    """A mosaic game with everyone who sits at it."""
-
-    def __init__(self, **settings: Any) -> None:
-        torch.manual_seed(0)
-        self.student = classifier()
-        self.teacher = classifier().requires_grad_(False).eval()
-        self.generator = Generator(image_size=SIZE, latent_dim=5, width=4)
-        self.discriminator = PatchDiscriminator(width=4)
-        self.method = MosaicKD(
-            student=self.student,
-            teacher=self.teacher,
-            generator=self.generator,
-            discriminator=self.discriminator,
-            normalize=Normalize((0.5,) * 3, (0.5,) * 3),
-            latents=Latents(5, torch.device("cpu"), 0),
-            batch_size=BATCH,
-            **settings,
-        )
-        factory = partial(torch.optim.SGD, lr=0.05)
-        self.players = {
-            name: Player(module, factory, cosine, steps=STEPS)
-            for name, module in self.method.players.items()
-        }
-        self.trainer = Trainer(self.method, self.players)
-        self.trainer.train_mode()
-
-    def batch(self, seed: int = 0) -> Batch:
-        rng = torch.Generator().manual_seed(seed)
-        return {
-            name: [
-                Images(
-                    torch.randn(BATCH, 3, SIZE, SIZE, generator=rng),
-                    torch.zeros(BATCH, dtype=torch.int64),
-                )
-                for _ in range(stream.draws)
-            ]
-            for name, stream in self.method.streams.items()
-        }
-
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Of each seat at the table, parameters only."""
-        return {
-            name: {k: p.detach().clone() for k, p in getattr(self, name).named_parameters()}
-            for name in ("student", "teacher", "generator", "discriminator")
-        }
-
-    def count_calls(self) -> dict[str, list[int]]:
-        """How many images each network has been asked about, call by call."""
-        calls: dict[str, list[int]] = {}
-        for name in ("student", "teacher", "generator", "discriminator"):
-            seen = calls[name] = []
-            getattr(self, name).register_forward_hook(
-                lambda m, inputs, out, seen=seen: seen.append(len(inputs[0]))
-            )
-        return calls
-
-
-def changed(before: dict[str, dict[str, Tensor]], after: dict[str, dict[str, Tensor]]) -> set[str]:
-    return {n for n in before if any(not torch.equal(before[n][k], after[n][k]) for k in before[n])}
-
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
+ADAM = partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.999))
+Optimizer = Callable[..., torch.optim.Optimizer]
 
 # ----------------------------------------------------------------------------------------- turns
-
-
-def test_a_turn_moves_only_its_players_weights() -> None:
-    table = Table(student_steps=2)
-    states = [table.weights()]
-    table.trainer.play_turns(
-        table.batch(), after_turn=lambda player: states.append(table.weights())
-    )
-    moved = [changed(a, b) for a, b in pairwise(states)]
-    assert moved == [{"discriminator"}, {"generator"}, {"student"}, {"student"}]
-
-
-def test_no_turn_leaves_gradients_in_others_weights() -> None:
-    table = Table(student_steps=1)
-    table.trainer.play_turns(table.batch())
-    assert all(p.grad is None for p in table.teacher.parameters())
-    for name in ("student", "generator", "discriminator"):
-        for parameter in getattr(table, name).parameters():
-            parameter.grad = None
-    turns = table.method.turns(table.batch(1))
-    for player in ("discriminator", "generator", "student"):
-        turn = next(turns)
-        assert turn.player == player
-        table.players[player].step(turn.objective())
-        for other in {"student", "generator", "discriminator"} - {player}:
-            grads = [p.grad for p in getattr(table, other).parameters()]
-            assert all(g is None for g in grads), f"{other} in the {player}'s turn"
-        for parameter in getattr(table, player).parameters():
-            parameter.grad = None
-
-
-def test_gradients_that_no_one_takes_are_not_computed() -> None:
-    """The discriminator's turn ends at its own input, the generator's passes frozen weights."""
-    table = Table(student_steps=1)
-    asked: dict[str, list[tuple[bool, bool]]] = {"discriminator": [], "student": []}
-    for name, seen in asked.items():
-        getattr(table, name).register_forward_hook(
-            lambda m, inputs, out, seen=seen: seen.append(
-                (inputs[0].requires_grad, all(p.requires_grad for p in m.parameters()))
-            )
-        )
-    table.trainer.play_turns(table.batch())
-    # (gradients to the images, gradients to the weights), call by call
-    assert asked["discriminator"] == [(False, True), (False, True), (True, False)]
-    assert asked["student"] == [(True, False), (False, True)]
-
-
-def test_fakes_of_the_discriminators_and_the_generators_turn_are_the_same_student_ones_fresh() -> (
-    None
-):
-    table = Table(student_steps=2)
-    fakes: list[Tensor] = []
-    table.generator.register_forward_hook(lambda m, i, out: fakes.append(out.detach().clone()))
-    judged: list[Tensor] = []
-    table.discriminator.register_forward_hook(lambda m, i, out: judged.append(i[0].detach()))
-    table.trainer.play_turns(table.batch())
-    assert len(fakes) == 3  # one for both adversaries, one for each student turn
-    assert not torch.equal(fakes[1], fakes[2])
-    assert len(judged) == 3  # fakes, reals, and the fakes again
-    assert torch.equal(judged[0], judged[2])
-
-
-def test_the_students_statistics_move_in_the_generators_turn_and_the_teachers_never() -> None:
-    table = Table(student_steps=1)
-    teacher = {k: v.clone() for k, v in table.teacher.state_dict().items()}
-    norm = table.student[1]  # type: ignore[index]
-    seen = [norm.running_mean.clone()]
-    table.trainer.play_turns(
-        table.batch(), after_turn=lambda p: seen.append(norm.running_mean.clone())
-    )
-    discriminator, generator, student = (not torch.equal(a, b) for a, b in pairwise(seen))
-    assert not discriminator
-    assert generator
-    assert student
-    assert all(torch.equal(teacher[k], v) for k, v in table.teacher.state_dict().items())
-
-
-def test_the_generators_statistics_move_in_the_students_turns() -> None:
-    table = Table(student_steps=2)
-    norm: Any = table.generator.conv_blocks[0]
-    seen: list[Tensor] = []
-    table.trainer.play_turns(
-        table.batch(), after_turn=lambda p: seen.append(norm.running_mean.clone())
-    )
-    assert not torch.equal(seen[1], seen[2])
-    assert not torch.equal(seen[2], seen[3])
-
-
-def test_losses_are_the_equations_of_what_the_players_say() -> None:
-    table = Table(adv=2.0, align=3.0, local=0.5, balance=7.0, student_steps=1, temperature=4.0)
-    batch = table.batch()
-    logits: dict[str, list[Tensor]] = {"student": [], "teacher": [], "discriminator": []}
-    for name, seen in logits.items():
-        getattr(table, name).register_forward_hook(
-            lambda m, i, out, seen=seen: seen.append(out.detach().clone())
-        )
-    outputs = table.trainer.play_turns(batch)
-    judged = logits["discriminator"]
-    student, teacher = logits["student"], logits["teacher"]
-    expected = [
-        {
-            "fake": (patch_gan_loss(judged[0], False), 0.25),
-            "real": (patch_gan_loss(judged[1], True), 0.25),
-        },
-        {
-            "local": (patch_gan_loss(judged[2], True), 0.5),
-            "align": (label_alignment(teacher[0]), 3.0),
-            "adv": (-kl_divergence(student[0], teacher[0]), 2.0),
-            "balance": (class_balance(teacher[0]), 7.0),
-        },
-        {"kd": (kl_divergence(student[1], teacher[1], 4.0), 1.0)},
-    ]
-    for turn, terms in zip(outputs, expected, strict=True):
-        assert turn.losses.keys() == terms.keys()
-        for name, (value, weight) in terms.items():
-            assert turn.losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
-            assert turn.weights[name] == weight, name
-            assert not turn.losses[name].requires_grad
-
-
-def test_the_generator_descends_all_its_terms() -> None:
-    """With its three partners still, one small step lowers the weighted sum it was given."""
-    table = Table(student_steps=1)
-    torch.manual_seed(1)
-    fixed = torch.randn(BATCH, 5)
-    table.method.latents = lambda count: fixed
-
-    def objective() -> Tensor:
-        losses = table.method.generator_losses(table.method.generate())
-        return Turn("generator", losses).objective()
-
-    before = objective()
-    gradient = torch.autograd.grad(before, list(table.generator.parameters()))
-    with torch.no_grad():
-        for parameter, slope in zip(table.generator.parameters(), gradient, strict=True):
-            parameter.sub_(1e-5 * slope)
-    expected = 1e-5 * sum(g.square().sum().item() for g in gradient)
-    assert (before - objective()).item() == pytest.approx(expected, rel=0.2)
-
-
-# --------------------------------------------------------------------------------------- settings
-
-
-def test_the_authors_order_one_discriminator_one_generator_five_students() -> None:
-    table = Table()
-    outputs = table.trainer.play_turns(table.batch())
-    assert [turn.player for turn in outputs] == ["discriminator", "generator", *["student"] * 5]
-
-
-def test_local_0_leaves_the_discriminator_out() -> None:
-    table = Table(local=0.0, student_steps=1)
-    calls = table.count_calls()
-    outputs = table.trainer.play_turns(table.batch())
-    assert [turn.player for turn in outputs] == ["generator", "student"]
-    assert calls["discriminator"] == []
-    assert "real" not in table.method.streams
-    assert "discriminator" not in table.method.players
-    assert outputs[0].losses.keys() == {"align", "adv", "balance"}
-
-
-def test_adv_0_does_not_ask_the_student() -> None:
-    table = Table(adv=0.0, student_steps=1)
-    calls = table.count_calls()
-    outputs = table.trainer.play_turns(table.batch())
-    assert outputs[1].losses.keys() == {"local", "align", "balance"}
-    assert calls["student"] == [2 * BATCH]  # in its own turn alone
-
-
-def test_local_alone_does_not_ask_the_teacher() -> None:
-    table = Table(adv=0.0, align=0.0, balance=0.0, student_steps=1)
-    calls = table.count_calls()
-    outputs = table.trainer.play_turns(table.batch())
-    assert outputs[1].losses.keys() == {"local"}
-    assert calls["teacher"] == [2 * BATCH]
-
-
-@pytest.mark.parametrize("term", ["align", "balance"])
-def test_a_term_of_weight_0_is_not_there(term: str) -> None:
-    table = Table(student_steps=1, **{term: 0.0})
-    outputs = table.trainer.play_turns(table.batch())
-    assert outputs[1].losses.keys() == {"local", "align", "adv", "balance"} - {term}
-
-
-def test_all_weights_0_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing guides the generator"):
-        Table(adv=0.0, align=0.0, local=0.0, balance=0.0)
-
-
-@pytest.mark.parametrize("joined", [True, False])
-def test_ood_images_join_the_students_batch_or_not(joined: bool) -> None:
-    table = Table(ood_in_student_batch=joined, student_steps=3)
-    calls = table.count_calls()
-    assert ("student" in table.method.streams) is joined
-    batch = table.batch()
-    inputs: list[Tensor] = []
-    table.student.register_forward_hook(lambda m, i, out: inputs.append(i[0].detach()))
-    table.trainer.play_turns(batch)
-    assert calls["student"] == [BATCH, *[2 * BATCH if joined else BATCH] * 3]
-    if joined:
-        for draw, images in zip(batch["student"], inputs[1:], strict=True):
-            assert torch.equal(images[BATCH:], draw.pixels), "each turn has a draw of its own"
-
-
-@pytest.mark.parametrize("whose", ["ood", "dataset"])
-def test_streams_carry_the_references_statistics_and_augmentation(whose: Any) -> None:
-    streams = Table(ood_statistics=whose).method.streams
-    real, student = streams["real"], streams["student"]
-    assert (real.source, real.augment, real.normalization, real.draws) == (
-        "ood",
-        False,
-        "dataset",
-        1,
-    )
-    assert (student.source, student.augment, student.draws) == ("ood", True, 5)
-    assert student.normalization == whose
-
-
-def test_kd_and_scratch_play_one_turn_of_the_student() -> None:
-    torch.manual_seed(0)
-    student, teacher = classifier(), classifier().requires_grad_(False).eval()
-    images = Images(torch.randn(BATCH, 3, SIZE, SIZE), torch.arange(BATCH) % CLASSES)
-    kd, scratch = KD(student=student, teacher=teacher, temperature=5.0), Scratch(student=student)
-    (turn,) = kd.turns({"ood": [images]})
-    assert turn.player == "student"
-    expected = kl_divergence(student(images.pixels), teacher(images.pixels), 5.0)
-    assert turn.objective().item() == pytest.approx(expected.item(), rel=1e-5)
-    (turn,) = scratch.turns({"labelled": [images]})
-    expected = nn.functional.cross_entropy(student(images.pixels), images.labels)
-    assert turn.objective().item() == pytest.approx(expected.item(), rel=1e-5)
-    assert kd.streams["ood"].source == "ood"
-    assert scratch.streams["labelled"].source == "dataset"
-
-
-# ------------------------------------------------------------------------------------------ frozen
-
-
-def test_frozen_gives_the_same_numbers_without_weight_gradients() -> None:
-    torch.manual_seed(0)
-    network = classifier()
-    x = torch.randn(BATCH, 3, SIZE, SIZE)
-    results = []
-    for freeze in (False, True):
-        copy = classifier()
-        copy.load_state_dict(network.state_dict())
-        images = x.clone().requires_grad_()
-        if freeze:
-            with frozen(copy):
-                out = copy(images)
-        else:
-            out = copy(images)
-        out.square().sum().backward()
-        assert images.grad is not None
-        results.append((out.detach(), images.grad, copy[1].running_mean))  # type: ignore[index]
-        assert all((p.grad is None) is freeze for p in copy.parameters())
-        assert all(p.requires_grad for p in copy.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_frozen_restores_what_learned_before_and_only_that() -> None:
-    network = classifier()
-    network[0].requires_grad_(False)  # type: ignore[index]
-    expected = [p.requires_grad for p in network.parameters()]
-    with pytest.raises(ZeroDivisionError), frozen(network, network):  # noqa: PT012
-        assert not any(p.requires_grad for p in network.parameters())
-        raise ZeroDivisionError
-    assert [p.requires_grad for p in network.parameters()] == expected
-
-
-# ------------------------------------------------------------------------------------------- game
 
 
 class TwoTurns(Method):
@@ -382,13 +44,6 @@ class TwoTurns(Method):
             yield Turn("one", {"linear": Loss(value, 3.0), "square": Loss(value**2, 0.5)})
 
 
-def test_an_objective_is_the_weighted_sum() -> None:
-    terms = {"a": Loss(torch.tensor(2.0), 3.0), "b": Loss(torch.tensor(5.0), -1.0)}
-    assert Turn("x", terms).objective().item() == 1.0
-    assert Turn("x", {"a": Loss(torch.tensor(2.0), 3.0)}).objective().item() == 6.0
-    assert Turn("x", {"a": Loss(torch.tensor(2.0))}).objective().item() == 2.0
-
-
 def test_the_second_turn_sees_what_the_first_did() -> None:
     method = TwoTurns()
     factory = partial(torch.optim.SGD, lr=0.1)
@@ -397,48 +52,245 @@ def test_the_second_turn_sees_what_the_first_did() -> None:
     # d/dw (3 w + w² / 2) = 3 + w: 2 -> 2 - 0.1 * 5 = 1.5 -> 1.5 - 0.1 * 4.5 = 1.05
     assert [turn.losses["linear"].item() for turn in outputs] == pytest.approx([2.0, 1.5])
     assert [turn.losses["square"].item() for turn in outputs] == pytest.approx([4.0, 2.25])
+    assert outputs[0].weights == {"linear": 3.0, "square": 0.5}
     assert method.network.weight.item() == pytest.approx(1.05)
 
 
-def test_schedules_advance_once_an_iteration_however_many_turns_there_were() -> None:
-    table = Table(student_steps=4)
-    for step in range(3):
-        for player in table.players.values():
-            expected = 0.025 * (1 + torch.cos(torch.tensor(torch.pi * step / STEPS)).item())
-            assert player.learning_rate == pytest.approx(expected, rel=1e-5)
-        table.trainer.train_step(table.batch(step))
+def test_gradients_that_no_one_takes_are_not_computed() -> None:
+    """The discriminator's turn ends at its own input, the generator's passes frozen weights."""
+    at = Table("mosaic", student_steps=1)
+    calls: dict[str, list[tuple[bool, bool]]] = {"discriminator": [], "student": []}
+    for name, entries in calls.items():
+        getattr(at, name).register_forward_hook(
+            lambda m, inputs, out, entries=entries: entries.append(
+                (inputs[0].requires_grad, all(p.requires_grad for p in m.parameters()))
+            )
+        )
+    at.play(1)
+    # (gradients to the images, gradients to the weights), call by call
+    assert calls["discriminator"] == [(False, True), (False, True), (True, False)]
+    assert calls["student"] == [(True, False), (False, True)]
 
 
-def test_a_game_goes_on_exactly_from_its_state() -> None:
-    whole, first, second = Table(), Table(), Table()
-    for step in range(4):
-        whole.trainer.train_step(whole.batch(step))
-    for step in range(2):
-        first.trainer.train_step(first.batch(step))
-    second.trainer.load_state_dict(first.trainer.state_dict())
-    assert isinstance(first.method.latents, Latents)
-    assert isinstance(second.method.latents, Latents)
-    second.method.latents.load_state_dict(first.method.latents.state_dict())
-    for step in range(2, 4):
-        second.trainer.train_step(second.batch(step))
-    for name in ("student", "generator", "discriminator"):
-        expected = getattr(whole, name).state_dict()
-        for key, value in getattr(second, name).state_dict().items():
-            assert torch.equal(value, expected[key]), f"{name}.{key}"
+def test_batch_norms_also_remember_what_comes_in_others_turns() -> None:
+    """As in the paper's runs: the student's in the generator's turn, and the other way round."""
+    at = Table("mosaic", student_steps=2)
+    networks = (at.student, at.generator)
+    norms = [next(m for m in n.modules() if isinstance(m, nn.BatchNorm2d)) for n in networks]
+    means: list[list[Tensor | None]] = [[norm.running_mean.clone() for norm in norms]]  # type: ignore[union-attr]
+    players: list[str] = []
+
+    def after_turn(player: str) -> None:
+        players.append(player)
+        means.append([norm.running_mean.clone() for norm in norms])  # type: ignore[union-attr]
+
+    at.trainer.play_turns(at.batch(), after_turn)
+    moved = [tuple(not a.equal(b) for a, b in zip(*pair, strict=True)) for pair in pairwise(means)]  # type: ignore[union-attr,arg-type]
+    assert players == ["discriminator", "generator", "student", "student"]
+    # (the student's, the generator's): fakes of the first two turns are made in the first.
+    assert moved == [(False, True), (True, False), (True, True), (True, True)]
 
 
-def test_forward_passes_run_in_the_games_precision_and_updates_outside_of_it() -> None:
-    table = Table(student_steps=1)
-    trainer = Trainer(
-        table.method, table.players, lambda: torch.autocast("cpu", dtype=torch.bfloat16)
-    )  # fmt: skip
-    seen: list[torch.dtype] = []
-    table.student.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
-    inside: list[bool] = []
+def test_forward_passes_run_under_autocast_and_updates_outside_of_it() -> None:
+    at = Table("mosaic", student_steps=1)
+    trainer = Trainer(at.method, at.players, lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    types: set[torch.dtype] = set()
+    at.student.register_forward_hook(lambda m, i, out: types.add(out.dtype))
     outputs = trainer.play_turns(
-        table.batch(), after_turn=lambda p: inside.append(torch.is_autocast_enabled("cpu"))
-    )
-    assert set(seen) == {torch.bfloat16}
-    assert not any(inside)
+        at.batch(), after_turn=lambda p: types.add(torch.get_autocast_dtype("cpu"))
+        if torch.is_autocast_enabled("cpu") else None,
+    )  # fmt: skip
+    assert types == {torch.bfloat16}
     assert {v.dtype for turn in outputs for v in turn.losses.values()} == {torch.float32}
-    assert {p.dtype for p in table.student.parameters()} == {torch.float32}
+    assert {p.dtype for p in at.student.parameters()} == {torch.float32}
+
+
+def test_frozen_gives_the_same_numbers_without_weight_gradients() -> None:
+    images = torch.randn(BATCH, 3, 8, 8)
+    results = []
+    for freeze in (False, True):
+        torch.manual_seed(0)
+        network, x = Classifier(), images.clone().requires_grad_()
+        if freeze:
+            with frozen(network):
+                out = network(x)
+        else:
+            out = network(x)
+        out.square().sum().backward()
+        results.append((out, x.grad, network.stage1[1].running_mean))
+        assert all((p.grad is None) is freeze for p in network.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_frozen_restores_what_learned_before_and_only_that() -> None:
+    network = Classifier()
+    network.stage1.requires_grad_(False)
+    expected = [p.requires_grad for p in network.parameters()]
+    with pytest.raises(ZeroDivisionError), frozen(network, network):  # noqa: PT012
+        assert not any(p.requires_grad for p in network.parameters())
+        raise ZeroDivisionError
+    assert [p.requires_grad for p in network.parameters()] == expected
+
+
+# --------------------------------------------------------------------------------------- players
+
+
+def module(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def batch(seed: int) -> Tensor:
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def take_steps(player: Player, steps: range) -> None:
+    for step in steps:
+        player.step((player.module(batch(step)) - 1).square().mean())
+        player.schedule.step()
+
+
+def test_a_step_is_the_optimizers_and_touches_no_one_elses_weights() -> None:
+    mine, same, other = module(), module(), nn.Linear(2, 3)
+    before = state_of(other)
+    player = Player(mine, SGD, cosine, steps=10)
+    optimizer = torch.optim.SGD(same.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    for seed in range(3):  # gradients don't add up
+        player.step(other(mine(batch(seed))).square().sum())
+        optimizer.zero_grad()
+        other(same(batch(seed))).square().sum().backward()
+        other.zero_grad()
+        optimizer.step()
+    for a, b in zip(mine.parameters(), same.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert not changed(before, state_of(other))
+    player.step(other(mine(batch(0))).square().sum())
+    assert all(p.grad is None for p in other.parameters())
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM])
+def test_reset_optimizer_is_as_if_the_step_were_the_first(optimizer: Optimizer) -> None:
+    """Of the same weights, by an optimizer that has done much and by one that has done nothing."""
+    old = Player(module(), optimizer, constant, steps=10)
+    take_steps(old, range(4))
+    new = Player(module(1), optimizer, constant, steps=10)
+    new.module.load_state_dict(old.module.state_dict())
+    for player, reset in ((old, True), (new, False), (old, False), (new, False)):
+        player.step((player.module(batch(7)) - 1).square().mean(), reset)
+    assert not changed(state_of(new.module), state_of(old.module))
+
+
+def test_frozen_weights_of_a_player_stay() -> None:
+    network = module()
+    network[0].requires_grad_(False)
+    before = state_of(network)
+    Player(network, SGD, constant, steps=10).step(network(batch(0)).square().sum())
+    moved = changed(before, state_of(network))
+    assert "2.weight" in moved
+    assert not {name for name in moved if name.startswith("0.")}
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 1e6])
+def test_clip_bounds_the_norm_of_a_whole_step(clip: float | None) -> None:
+    network = nn.Linear(4, 2)
+    before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+    player = Player(network, partial(torch.optim.SGD, lr=1.0), constant, steps=1, clip=clip)
+    player.step(100 * sum(p.sum() for p in network.parameters()))  # type: ignore[arg-type]
+    moved = (nn.utils.parameters_to_vector(network.parameters()).detach() - before).norm().item()
+    whole = 100 * 10**0.5  # ten weights, 100 each
+    assert moved == pytest.approx(min(clip or whole, whole), rel=1e-3)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("optimizer", [SGD, ADAM])
+@pytest.mark.parametrize(
+    "schedule",
+    [cosine, constant, partial(multistep, milestones=[0.3, 0.7]), partial(cosine, stairs=3)],
+)
+def test_a_player_goes_on_exactly_from_its_state(
+    optimizer: Optimizer, schedule: Any, capturable: bool
+) -> None:
+    """capturable: the rate is read from memory, so the schedule must write where it is read."""
+    new = partial(Player, optimizer=optimizer, schedule=schedule, steps=10, capturable=capturable)
+    whole, first, second = new(module()), new(module()), new(module(5))
+    take_steps(whole, range(10))
+    take_steps(first, range(4))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))  # as checkpoints are read
+    assert second.learning_rate == first.learning_rate
+    rate = second.optimizer.param_groups[0]["lr"]
+    take_steps(second, range(4, 10))
+    if capturable:
+        assert second.optimizer.param_groups[0]["lr"] is rate
+    assert not changed(state_of(whole.module), state_of(second.module))
+    assert second.learning_rate == whole.learning_rate
+
+
+# ------------------------------------------------------------------------------------- schedules
+
+
+def rates(schedule: Any, steps: int) -> list[float]:
+    player = Player(module(), SGD, schedule, steps=steps)
+    values = []
+    for step in range(steps):
+        values.append(player.learning_rate)
+        take_steps(player, range(step, step + 1))
+    return [*values, player.learning_rate]
+
+
+def half_cosine(rate: float, steps: int) -> list[float]:
+    return [rate * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps + 1)]
+
+
+def test_rates_over_a_run() -> None:
+    assert rates(cosine, 8) == pytest.approx(half_cosine(0.1, 8), abs=1e-9)
+    assert set(rates(constant, 5)) == {0.1}
+    fractions = partial(multistep, milestones=[0.5, 0.75], gamma=0.1)
+    assert rates(fractions, 8) == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 3)
+
+
+@pytest.mark.parametrize(("steps", "stairs"), [(12, 4), (10, 4), (9, 2), (8, 1), (8, 8), (8, 200)])
+def test_a_cosine_in_stairs_stays_the_same_within_each(steps: int, stairs: int) -> None:
+    """As the rate of schedules that step once an epoch, but over iterations."""
+    stair = [step * stairs // steps for step in range(steps + 1)]
+    cosine_of_stairs = half_cosine(0.1, stairs)
+    expected = [cosine_of_stairs[number] for number in stair]
+    assert rates(partial(cosine, stairs=stairs), steps) == pytest.approx(expected, abs=1e-9)
+
+
+def test_schedules_advance_once_an_iteration_however_many_turns_there_were() -> None:
+    at = Table("mosaic", student_steps=4)
+    expected = half_cosine(0.05, STEPS)
+    for step in range(3):
+        for player in at.players.values():
+            assert player.learning_rate == pytest.approx(expected[step], rel=1e-5)
+        at.trainer.train_step(at.batch(step))
+
+
+@pytest.mark.parametrize("steps", [8, 13, 14])
+@pytest.mark.parametrize("name", ["sskd", "deepinv"])
+def test_in_phases_each_players_cosine_runs_over_its_own_turns_and_ends_at_zero(
+    name: str, steps: int
+) -> None:
+    at = Table(name, steps=steps, **small(name))
+    values: dict[str, list[float]] = {player: [] for player in at.players}
+    for _ in range(steps):
+        before = {player: at.players[player].learning_rate for player in values}
+        (turn,) = at.play(1)
+        values[turn.player].append(before[turn.player])
+        for other in values.keys() - {turn.player}:
+            assert at.players[other].learning_rate == before[other], "not in others' turns"
+    for player, own in values.items():
+        assert len(own) == at.method.iterations(player, steps)
+        own.append(at.players[player].learning_rate)
+        assert own == pytest.approx(half_cosine(0.05, len(own) - 1), abs=1e-9)
+
+
+def test_a_player_that_never_has_a_turn_disturbs_no_one() -> None:
+    at = Table("deepinv", steps=2, inversion_steps=3, student_steps=2)
+    assert at.method.iterations("student", 2) == 0
+    assert [turn.player for turn in at.play(2)] == ["images", "images"]
+    assert at.players["student"].learning_rate == pytest.approx(0.05)

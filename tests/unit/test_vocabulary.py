@@ -27,4 +27,3 @@ def test_every_name_in_the_code_is_in_the_vocabulary() -> None:
     assert known | patterns == set(metric_names.METRICS)
     player_and_name = metric_names.loss("PLAYER/NAME"), metric_names.weighted("PLAYER/NAME")
     assert {*player_and_name, metric_names.learning_rate("PLAYER")} == patterns
-    assert set(metric_names.FORMER.values()) <= known | {"loss", "weighted", "lr"}
