@@ -1,34 +1,31 @@
-"""What a user sees when a command can't be carried out: one clear message and an exit code.
+"""What a command line may say, and how a command ends: one clear message and an exit code.
 
-0 done; 1 a mistake or a failure; 2 a config that doesn't compose; 130 and 143 Ctrl-C and SIGTERM.
+0 done; 1 a mistake or a failure; 2 a config that doesn't compose; 129, 130 and 143 a closed
+terminal, Ctrl-C and SIGTERM. Library code raises; only here (and in `task`) a process is ended.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mosaickd import analysis
-from mosaickd.cells import Cells
 from mosaickd.config.schema import CONF, SWEEPS, config_dirs, options
 from mosaickd.engine.interruption import Interrupted
 from mosaickd.errors import UserError, nearest, shortened
-from mosaickd.programs import ignore_broken_pipe, open_streams, silence_stdout
 
 #: Groups, and the folder that each one's choices lie in.
 GROUPS = {
@@ -45,120 +42,183 @@ PLUGINS = {
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 
-#: What joblib and submitit raise when a process with a cell was killed, or ended by itself.
+#: What joblib and submitit raise when a process with a job was killed, or ended by itself.
 LOST = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "FailedJobError"}
+
+#: Options of Hydra's that this project has no use for, and what to do instead.
+REFUSED = {
+    ("--config-name", "-cn", "--config-path", "-cp"): (
+        "--config-name and --config-path would take the place of conf/config.yaml; "
+        "--config-dir DIR with experiment=NAME adds DIR/experiment/NAME.yaml to it"
+    ),
+    ("--experimental-rerun",): (
+        "--experimental-rerun runs pickled code; a run's .hydra/overrides.yaml repeats it"
+    ),
+}
 
 
 def run_command(main: Callable[[], Any]) -> None:
-    """Call `main`, a hydra.main function, once the command line has been looked at."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are told here
+    """Call `main`, a hydra.main function, once the command line has been checked."""
+    from mosaickd.sweep import check_sweep, close_sweep  # which imports rich and Hydra's sweeper
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on; they are printed here
     logging.raiseExceptions = False  # a log that can't be written (a full disk) ends no run
-    open_streams()
-    check_flags()
-    for position, argument in enumerate(sys.argv[1:], 1):
-        key, _, value = argument.partition("=")
-        plugin = key == "hydra/launcher" and value != "basic"
-        if plugin and os.environ.get("WORLD_SIZE", "1") != "1":
-            _fail(f"{argument} starts processes of its own: leave it out, or torchrun", 2)
-        if key == "sweep" and "," in value:  # Hydra would ignore both lists
-            _fail(f"{argument}: one sweep at a time; run them one after the other", 2)
-        if key in GROUPS and value == "null":
-            sys.argv[position] = f"~{key}"  # how Hydra wants it said
-        elif key in GROUPS and "null" in value.split(","):
-            _fail(f"{argument}: null is no choice among others; give it alone", 2)
-    main_guard(main)
-
-
-def main_guard(main: Callable[[], Any]) -> None:
-    """Call `main` and end the process as this module's title says."""
-    try:
+    with main_guard():
+        sys.argv[1:] = check_arguments(sys.argv[1:])
         try:
             main()
-            Cells.check_some()
+            check_sweep()
         finally:
             with ignore_broken_pipe():
-                Cells.close()
-                SweepSummary.show()
+                close_sweep()
+
+
+def check_arguments(arguments: list[str]) -> list[str]:
+    """Return the arguments as Hydra takes them; end with 2 where they can't be meant."""
+    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("-")}
+    for names, message in REFUSED.items():
+        if flags & set(names):
+            fail(message, 2)
+    if flags & {"--cfg", "-c"} and flags & {"--multirun", "-m"}:
+        fail("--cfg shows the config of one run: leave out -m", 2)
+    checked = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if (
+            key == "hydra/launcher"
+            and value != "basic"
+            and os.environ.get("WORLD_SIZE", "1") != "1"
+        ):
+            fail(f"{argument} starts processes of its own: leave it out, or torchrun", 2)
+        if key == "sweep" and "," in value:  # Hydra would ignore both lists
+            fail(f"{argument}: one sweep at a time; run them one after the other", 2)
+        if (
+            key == "hydra.sweeper.max_batch_size"
+            and re.fullmatch(r"-?\d+", value)
+            and int(value) < 1
+        ):
+            fail(f"{key} must be at least 1, got {value}", 1)
+        if key in GROUPS and value == "null":
+            argument = f"~{key}"  # how Hydra wants it said
+        elif key in GROUPS and "null" in value.split(","):
+            fail(f"{argument}: null is no choice among others; give it alone", 2)
+        checked.append(argument)
+    return checked
+
+
+# ----------------------------------------------------------------------------- how a command ends
+
+
+@contextmanager
+def main_guard() -> Iterator[None]:
+    """End the process as this module's title says, whatever the command inside raises."""
+    open_streams()
+    try:
+        yield
+        sys.stdout.flush()
     except Interrupted as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:
-        sys.exit(1) if error.told else _fail(str(error), 1)
+        sys.exit(1) if error.reported else fail(str(error), 1)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error, sys.argv[1:]), 2)
-    except RuntimeError as error:
-        if type(error).__name__ not in LOST:
-            raise
-        said = " ".join(str(error).partition("\n---")[0].split())  # no traceback
-        _fail(f"a process of the sweep ended early; the same command goes on. {said}", 1)
-    except BrokenPipeError:  # `--help | head`
+        fail(explain(error, sys.argv[1:]), 2)
+    except BrokenPipeError:  # `--help | head`: nobody reads the rest
         silence_stdout()
     except OSError as error:
-        _fail_to_write(error)
+        fail(describe_os_error(error), 1)
     except Exception as error:
+        if type(error).__name__ in LOST:
+            reason = " ".join(str(error).partition("\n---")[0].split())  # no traceback
+            fail(f"a process of the sweep ended early; the same command goes on. {reason}", 1)
         if isinstance(error.__cause__, OSError):  # how logging wraps that run.log can't be opened
-            _fail_to_write(error.__cause__)
-        if _in_a_run(error):
+            fail(describe_os_error(error.__cause__), 1)
+        if comes_from_run(error) or not comes_from_hydra(error):
             raise
-        causes = [*_causes(error)]
-        for cause in causes:
+        errors = [*causes(error)]
+        for cause in errors:
             if isinstance(cause, ImportError):  # logging loads classes, and torch with them
-                _fail(f"a package can't be loaded: {' '.join(str(cause).split())}", 1)
-        said = ": ".join(f"{type(e).__name__} {e}".strip() for e in causes)
-        _fail(f"Hydra can't carry out this command ({' '.join(said.split())})", 2)
+                fail(f"a package can't be loaded: {' '.join(str(cause).split())}", 1)
+        text = ": ".join(f"{type(e).__name__} {e}".strip() for e in errors)
+        fail(f"Hydra can't carry out this command ({' '.join(text.split())})", 2)
 
 
-def check_flags() -> None:
-    """Refuse options of Hydra's that this project has no use for, or that contradict each other."""
-    parser = get_args_parser()
-    parser.error = lambda message: _fail(message, 2)  # type: ignore[method-assign]
-    flags = parser.parse_args()
-    if flags.cfg and flags.multirun:
-        _fail("--cfg shows the config of one run: leave out -m", 2)
-    if flags.config_name is not None or flags.config_path is not None:
-        _fail(
-            "--config-name and --config-path would take the place of conf/config.yaml; "
-            "--config-dir DIR with experiment=NAME adds DIR/experiment/NAME.yaml to it",
-            2,
-        )
-    if flags.experimental_rerun is not None:
-        _fail("--experimental-rerun runs pickled code; a run's .hydra/overrides.yaml repeats it", 2)
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error and end the process."""
+    print(f"error: {shortened(message)}", file=sys.stderr)
+    sys.exit(code)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised for, and so on."""
+def describe_os_error(error: OSError) -> str:
+    """Return FILE, and what is wrong with it."""
+    if not error.filename:
+        return error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{error.strerror or error}: {error.filename}. If this is the run's folder, is it "
+        "writable? hydra.run.dir=FOLDER chooses another"
+    )
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what it was raised for, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _in_a_run(error: BaseException) -> bool:
-    """Whether an error comes out of a run, not out of Hydra's preparations for one."""
+def comes_from_run(error: BaseException) -> bool:
+    """Return whether an error comes out of a run, not out of Hydra's preparations for one."""
+    return "mosaickd.launch" in modules_of(error)
+
+
+def comes_from_hydra(error: BaseException) -> bool:
+    """Return whether Hydra was under way."""
+    return any(module.startswith("hydra.") for module in modules_of(error))
+
+
+def modules_of(error: BaseException) -> set[str]:
+    """Return the modules that an error's traceback goes through."""
     frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__") == "mosaickd.launch" for frame, _ in frames)
+    return {str(frame.f_globals.get("__name__")) for frame, _ in frames}
 
 
-class SweepSummary(Callback):
-    """Remembers which sweep runs, so that its table can be printed however it ends.
+# --------------------------------------------------------------------------------- standard output
 
-    (Hydra's `on_multirun_end` is not called when a cell has failed.)
-    """
 
-    folder: Path | None = None
+def open_streams() -> None:
+    """Replace standard streams that are closed; let all of them show any character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # what was printed before can't be
+                stream.reconfigure(errors="replace")
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if os.environ.get("RANK", "0") == "0":  # of several processes that play together
-            SweepSummary.folder = Path(config.hydra.sweep.dir)
 
-    @classmethod
-    def show(cls) -> None:
-        if cls.folder:
-            analysis.show_sweep(cls.folder)
+def silence_stdout() -> None:
+    """Send what is still printed to nowhere: nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def ignore_broken_pipe() -> Iterator[None]:
+    """Print inside what a run came to: that nobody reads it is no fault of the run."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        silence_stdout()
+
+
+# -------------------------------------------------------------------------- what doesn't compose
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
-    """Say which override doesn't compose and what it may have meant, in place of Hydra's words."""
+    """Return which override doesn't compose and what it may have meant, not in Hydra's words."""
     if emptied := re.search(r"node `(\w+)` is not a container", str(error)):
         return (
             f"{emptied[1]} is null, and this method needs one; options: "
@@ -188,7 +248,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
                         f"options: {', '.join(choices)}"
                     )
         elif not argument.startswith("+") and not key.startswith("hydra"):
-            keys = list(_known_keys())
+            keys = list(known_keys())
             if keys and key not in keys:
                 alike = [name for name in keys if ("." in name) == ("." in key)]
                 hint = nearest(key, [*alike, *(() if "." in key else GROUPS)])
@@ -200,7 +260,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
 
 
 def plugin_missing(launcher: str) -> str | None:
-    """What to do about a launcher that isn't there; None where it is, or is the user's own."""
+    """Return what to do about a missing launcher; None where it is there, or the user's own."""
     if launcher in PLUGINS:
         package, extra = PLUGINS[launcher]
         if find_spec("hydra_plugins") and find_spec(package):
@@ -212,14 +272,14 @@ def plugin_missing(launcher: str) -> str | None:
 
 
 def choices_of(group: str) -> list[str]:
-    """What a group offers, also from folders given with --config-dir."""
+    """Return what a group offers, also from folders given with --config-dir."""
     own = GROUPS[group]
     extra = [option for folder in config_dirs(sys.argv) for option in options(folder / own.name)]
     return sorted({*options(own), *extra})
 
 
-def _known_keys() -> Iterator[str]:
-    """All settings of the config that the command line's valid group choices give, dotted."""
+def known_keys() -> Iterator[str]:
+    """Yield all settings, dotted, of the config that the command line's valid choices give."""
     overrides = []
     for argument in sys.argv[1:]:
         key, _, value = argument.partition("=")
@@ -240,19 +300,3 @@ def _known_keys() -> Iterator[str]:
                 yield from walk(child, f"{path}{name}.")
 
     yield from walk(cfg, "")
-
-
-def _fail_to_write(error: OSError) -> NoReturn:
-    if not error.filename:
-        _fail(f"{error.strerror or error}: what was to be printed, or a file without a name", 1)
-    where = f": {error.filename}"
-    _fail(
-        f"{error.strerror or error}{where}. If this is the run's folder, is it writable? "
-        "hydra.run.dir=FOLDER chooses another",
-        1,
-    )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {shortened(message)}", file=sys.stderr)
-    sys.exit(code)

@@ -15,10 +15,10 @@ from typing import Any
 
 from mosaickd import metric_names as names
 from mosaickd.account import has_api_key, server
-from mosaickd.errors import UserError, printable
-from mosaickd.programs import ending
 from mosaickd.analysis.labels import short
 from mosaickd.analysis.table1 import table1
+from mosaickd.cli import main_guard
+from mosaickd.errors import UserError, printable
 
 #: Sections of losses: each player, and what its heading adds. A user's method may have others.
 PLAYERS = {
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="print the view as JSON; needs no account, no network",
     )
     arguments = parser.parse_args(argv)
-    with ending():
+    with main_guard():
         view = build_workspace(arguments.entity, arguments.project, arguments.name)
         print(json.dumps(spec(view), indent=2) if arguments.dry_run else save(view))
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +14,8 @@ from typing import IO, Any
 
 from mosaickd.errors import UserError
 
-#: Names of files that are being written: mkstemp's, and `_keep`'s.
+#: Names of files that are being written.
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]+\.tmp", re.DOTALL)
-
-#: Which rights new files don't get. It can only be read by setting it, which no thread may see.
-UMASK = os.umask(0)
-os.umask(UMASK)
 
 
 def write_atomically(
@@ -27,33 +23,28 @@ def write_atomically(
 ) -> None:
     """Call `write(file)` so that `path` holds either what it held before or all of the new.
 
-    previous: where what it held before is kept. An OSError names `path`.
+    previous: where to keep what it held before. An OSError names `path`.
     """
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's 0600 would hide results from a group
         if previous is not None:
             _keep(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
-        if temporary is not None:
-            with suppress(OSError):  # a disk that can't be written; the owner removes it later
-                os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename in (None, temporary):
+        with suppress(OSError):  # a disk that can't be written; the run's next session removes it
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
             error.filename = str(path)  # a full disk names no file
         raise
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Have `previous` name what `path` names, if that is there; at no moment is neither."""
+    """Let `previous` name what `path` names, if that exists; at no moment is neither there."""
     spare = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
     try:
         os.link(path, spare)
@@ -78,7 +69,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """None where there is no file; a UserError that names a file which is not JSON."""
+    """Return a JSON file's content, None where there is no file. Raises UserError otherwise."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -90,7 +81,7 @@ def read_json(path: Path) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex. Raises UserError where it can't be read."""
+    """Return the sha256 of a file, in hex. Raises UserError where it can't be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -99,7 +90,7 @@ def file_digest(path: Path) -> str:
 
 
 def user_cache() -> Path:
-    """Where this user's programs keep what can be made again: $XDG_CACHE_HOME, else ~/.cache.
+    """Return where to keep what can be made again: $XDG_CACHE_HOME, else ~/.cache.
 
     Raises RuntimeError for a user without a home.
     """
@@ -107,8 +98,10 @@ def user_cache() -> Path:
 
 
 def remove_temporaries(folder: Path, of: str = "") -> None:
-    """Remove what a killed `write_atomically` left in `folder`, of the file of a name or of all.
-    Only whoever may write there may."""
+    """Remove what a killed `write_atomically` left in `folder`; of: of the file of that name only.
+
+    Only the process that may write there may call this.
+    """
     for path in folder.glob(f".{of}*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -219,7 +219,9 @@ def build_loaders(
         if stream.balanced:
             assert predict is not None, "only a teacher can balance what has no labels"
             title = f"asking the teacher for the classes of {data.sources[stream.source].name}"
-            labels = predict(images, lambda logits: logits.argmax(dim=1), title, stream.normalization)
+            labels = predict(
+                images, lambda logits: logits.argmax(dim=1), title, stream.normalization
+            )
             distributed.broadcast(labels)
             own = replace(images, labels=labels.to(device), classes=data.test.classes)
             kind = BalancedLoader

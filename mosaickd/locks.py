@@ -14,12 +14,9 @@ import errno
 import logging
 import os
 import socket
-import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,23 +29,23 @@ log = logging.getLogger(__name__)
 LEASE = 60.0  # seconds without a sign of life; above what network file systems remember of a file
 HEARTBEAT = 5.0  # seconds between signs of life
 
-#: The file that says whose a run's folder is, and how many bytes it never has.
-OWNER, LARGEST = ".owner", 2**16
+#: The lock file of a run's folder.
+OWNER = ".owner"
 
 ANOTHER_FOLDER = (
     "choose another folder with hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)"
 )
 
-#: What this process holds, and which file it was that said so.
-_owned: dict[Path, tuple[SoftFileLease, int]] = {}
+#: The folders that this process holds: their leases, and the inodes of the lock files.
+_held: dict[Path, tuple[SoftFileLease, int]] = {}
 
 
 class InUse(UserError):
-    """A folder belongs to another process at the moment."""
+    """Another process holds the folder."""
 
 
 class Lost(UserError):
-    """A folder that this process run_lock is gone, or another process's: nothing may be written."""
+    """A folder that this process held is gone, or taken over: nothing may be written."""
 
 
 @contextmanager
@@ -61,23 +58,23 @@ def run_lock(folder: Path, otherwise: str = ANOTHER_FOLDER) -> Iterator[None]:
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     lease = _lease(folder / OWNER)
-    with _named(lease):
-        taken = _taken(lease)
-    if not taken:
+    with _errors_name(lease):
+        acquired = _acquire(lease)
+    if not acquired:
         raise InUse(f"{folder} is in use by {_holder(lease)}: wait until it ends, or {otherwise}")
-    _owned[folder] = lease, os.stat(lease.lock_file).st_ino
+    _held[folder] = lease, os.stat(lease.lock_file).st_ino
     try:
         yield
     finally:
-        del _owned[folder]
+        del _held[folder]
         lease.release()
 
 
 def check_run_lock(folder: Path) -> None:
     """Raise Lost if this process held `folder` and no longer does."""
-    if folder.absolute() not in _owned:
+    if folder.absolute() not in _held:
         return
-    lease, ours = _owned[folder.absolute()]
+    lease, ours = _held[folder.absolute()]
     if not folder.is_dir():
         raise Lost(f"{folder} is gone, removed while the run was using it; stopped")
     touched = _touched(lease)
@@ -91,12 +88,12 @@ def check_run_lock(folder: Path) -> None:
 
 @contextmanager
 def build_lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever has it; what is being made is for messages.
+    """Hold the lock file `path`, waiting for whoever has it. what: is being made, for messages.
 
     Raises OSError where locks can't be had.
     """
     lease = _lease(path)
-    with _named(lease):
+    with _errors_name(lease):
         try:
             lease.acquire(timeout=0)
         except Timeout:
@@ -112,66 +109,44 @@ def build_lock(path: Path, what: str) -> Iterator[None]:
 
 
 class Holder(NamedTuple):
-    """Who a folder's mark names."""
+    """The process that a folder's lock file names. touched: its last sign of life, Unix time."""
 
     pid: int
     host: str
-    #: None: a process of another machine, whose mark looks old by this machine's clock. It lives
-    #: if `touched` changes within some `HEARTBEAT`s.
-    alive: bool | None
-    touched: float  # the last sign of life, in seconds since 1970 by the file system's clock
-    here: bool  # whether it is, or was, a process of this machine
+    alive: bool
+    touched: float
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds `folder`, or left its mark there when it was killed. Only looks: takes nothing."""
+    """Return who holds `folder`, or left its lock file there when it was killed.
+
+    A process of another machine counts as alive while its file was touched within `LEASE` seconds.
+    """
     lease = _lease(folder.absolute() / OWNER)
     try:
-        mark = os.stat(lease.lock_file)
-        if not stat.S_ISREG(mark.st_mode) or mark.st_size > LARGEST:  # nobody's of ours
-            return None
-        owner, touched = lease.owner, mark.st_mtime
+        owner, touched = lease.owner, os.stat(lease.lock_file).st_mtime
     except OSError:
         return None
     if owner is None:
         return None
-    here = owner.hostname == _this_machine()
-    alive: bool | None
-    if here:
-        alive = _lives(owner.pid, touched)
+    if owner.hostname == socket.gethostname():
+        alive = _is_running(owner.pid)
     else:
-        alive = True if 0 <= time.time() - touched < LEASE else None
-    return Holder(owner.pid, owner.hostname, alive, touched, here)
+        alive = time.time() - touched < LEASE
+    return Holder(owner.pid, owner.hostname, alive, touched)
 
 
-@cache
-def _this_machine() -> str:
-    """What marks call it: a container has a name of its own."""
-    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
-        lease = _lease(Path(folder) / OWNER)
-        with lease:
-            if lease.owner:
-                return lease.owner.hostname
-    return socket.gethostname()
-
-
-def _lives(pid: int, touched: float) -> bool:
-    """Whether this machine has a process `pid` that can have touched its mark then."""
+def _is_running(pid: int) -> bool:
+    """Return whether this machine has a process of that number which hasn't ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:  # another user's
-        pass
-    try:  # what Linux tells of it
-        state, *more = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        booted = Path("/proc/stat").read_text().partition("btime ")[2].split()[0]
-        began = int(booted) + int(more[18]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
         return True
-    # A zombie has ended; whoever was started since the last touch has only the number in common.
-    # The kernel tells the second of its start to within one or two.
-    return state != "Z" and began <= touched + 2
+    with suppress(OSError, IndexError):  # Linux: a zombie has ended
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
 
 
 def _lease(path: Path) -> SoftFileLease:
@@ -185,8 +160,8 @@ def _lease(path: Path) -> SoftFileLease:
 
 
 @contextmanager
-def _named(lease: SoftFileLease) -> Iterator[None]:
-    """An OSError inside names the file."""
+def _errors_name(lease: SoftFileLease) -> Iterator[None]:
+    """Let an OSError inside name the lock file."""
     try:
         yield
     except NotImplementedError as error:  # a file system that can't
@@ -196,8 +171,8 @@ def _named(lease: SoftFileLease) -> Iterator[None]:
         raise
 
 
-def _taken(lease: SoftFileLease) -> bool:
-    """Take it, unless someone who lives has it."""
+def _acquire(lease: SoftFileLease) -> bool:
+    """Acquire the lease, unless a live process has it; return whether it was acquired."""
     try:
         lease.acquire(timeout=0)
         return True
@@ -205,18 +180,18 @@ def _taken(lease: SoftFileLease) -> bool:
         owner = lease.owner
     if owner is not None and owner.hostname == socket.gethostname():
         return False  # a process that this machine has: a dead one would have been succeeded
-    seen = _touched(lease)
+    before = _touched(lease)
     log.info("%s is held by %s: looking for a sign of life, %.0f s at most",
              lease.lock_file, _holder(lease), LEASE)  # fmt: skip
     try:
-        lease.acquire(timeout=2 * LEASE, cancel_check=lambda: _touched(lease) != seen)
+        lease.acquire(timeout=2 * LEASE, cancel_check=lambda: _touched(lease) != before)
     except Timeout:
         return False
     return True
 
 
 def _touched(lease: SoftFileLease) -> tuple[int, int] | None:
-    """Which file it is, and what changes with each sign of life; None while nobody holds it."""
+    """Return the lock file's inode and its time, which each sign of life changes; None: no file."""
     try:
         status = os.stat(lease.lock_file)
     except FileNotFoundError:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mosaickd.cli import main_guard
 from mosaickd.errors import UserError
-from mosaickd.programs import ending
 
 FORMATS = ("md", "csv", "latex", "json")
 PAGES = (".html", ".htm")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("name a FOLDER with runs")
     if arguments.serve is not None and arguments.format:
         parser.error("--serve shows a page; --format is for what is printed")
-    with ending():
+    with main_guard():
         _report(arguments)
 
 

@@ -11,16 +11,19 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd.cells import told
+from mosaickd import analysis
+from mosaickd.cli import ignore_broken_pipe
 from mosaickd.config.schema import register
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.errors import UserError
+from mosaickd.parallel import take_share
+from mosaickd.sweep import report_job
 
 if TYPE_CHECKING:
     from mosaickd.run_dir import Result
@@ -33,13 +36,14 @@ log = logging.getLogger(__name__)
 QUIET = {"console": False}
 
 
-def task(cfg: DictConfig) -> None:
-    """Run one job; end the process where it fails in a way that no next job should follow."""
+def task(cfg: DictConfig) -> float | None:
+    """Run one job. Returns the student's last accuracy in percent, for sweepers that search."""
     try:
-        with told() as result:
-            result |= vars(run_job(cfg))
+        with report_job() as results:
+            results.append(run_job(cfg))
     except Interrupted as stop:
         sys.exit(stop.exit_code)
+    return results[0].last
 
 
 def run_job(cfg: DictConfig) -> Result:
@@ -48,7 +52,6 @@ def run_job(cfg: DictConfig) -> Result:
     from mosaickd.engine import distributed
     from mosaickd.launch import launch
     from mosaickd.locks import InUse
-    from mosaickd.parallel import share_of_machine
     from mosaickd.run_dir import Result, RunDir
 
     hydra = HydraConfig.get()
@@ -62,7 +65,8 @@ def run_job(cfg: DictConfig) -> Result:
         distributed.init()
         if not distributed.is_rank0():
             mute_rank()
-        with interruption.handling(), share_of_machine(cfg):
+        with interruption.handling():
+            take_share(cfg, hydra)
             result = launch(cfg, folder, interruption, group)
             teachers.offer(cfg, RunDir(folder))
     except InUse as error:
@@ -75,12 +79,12 @@ def run_job(cfg: DictConfig) -> Result:
         # A sweep goes on with its next job, so each job's mistake is reported where it ends; a
         # single run's is the last thing that the command prints.
         together = distributed.all_ranks_failed()
-        error.told |= together and not distributed.is_rank0()
-        if not error.told:
+        error.reported |= together and not distributed.is_rank0()
+        if not error.reported:
             log.error("%s: %s", folder, error, extra=QUIET)
         if not sweeping or not together:  # past Hydra, which would print all overrides before it
             distributed.give_up()
-            sys.exit(1 if error.told or sweeping else f"error: {error}")
+            sys.exit(1 if error.reported or sweeping else f"error: {error}")
         interruption.check()  # asked to stop while the job was failing: no next one
         raise
     except Exception:
@@ -93,7 +97,8 @@ def run_job(cfg: DictConfig) -> Result:
         if sweeping:
             release_job(sys.exception())
     if distributed.is_rank0() and not sweeping:  # a sweep ends with a table of all its jobs
-        show_run(folder)
+        with ignore_broken_pipe():
+            analysis.show_run(folder)
     return result
 
 
@@ -121,12 +126,3 @@ def release_job(error: BaseException | None) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-def show_run(folder: Path) -> Any:
-    """Print what the run came to."""
-    from mosaickd import analysis
-    from mosaickd.programs import ignore_broken_pipe
-
-    with ignore_broken_pipe():
-        analysis.show_run(folder)

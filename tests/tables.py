@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from mosaickd.config.schema import CONF
 from mosaickd.data.loader import Normalize, random_crop_and_flip
 from mosaickd.engine import distributed
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import cosine
 from mosaickd.engine.trainer import Trainer
-from mosaickd.methods.balanced import Balanced
 from mosaickd.methods.base import Batch, Images, Latents, Method
-from mosaickd.methods.crd import CRD
-from mosaickd.methods.dafl import DAFL
-from mosaickd.methods.deepinv import DeepInversion
-from mosaickd.methods.dfq import DFQ
-from mosaickd.methods.fitnet import FitNet
-from mosaickd.methods.kd import KD
-from mosaickd.methods.mosaic import MosaicKD
-from mosaickd.methods.rkd import RKD
-from mosaickd.methods.scratch import Scratch
-from mosaickd.methods.sskd import SSKD
-from mosaickd.methods.zskt import ZSKT
 from mosaickd.models.discriminator import PatchDiscriminator
 from mosaickd.models.features import BatchNormStatsHook, FeatureExtractor
 from mosaickd.models.generator import Generator
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "scratch": Scratch, "kd": KD, "mosaic": MosaicKD, "dfq": DFQ, "dafl": DAFL, "zskt": ZSKT,
-    "deepinv": DeepInversion, "balanced": Balanced, "fitnet": FitNet, "rkd": RKD, "crd": CRD,
-    "sskd": SSKD,
-}  # fmt: skip
+#: The class of each method, by the name of its YAML.
+METHODS: dict[str, type[Method]] = {
+    path.stem: get_class(OmegaConf.load(path).method._target_)
+    for path in sorted((CONF / "method").glob("*.yaml"))
+}
+
+#: Settings that make whatever method has them small.
+SMALL = {"student_steps": 2, "inversion_steps": 2, "head_fraction": 0.5, "negatives": 20, "dim": 7}
 
 CPU = torch.device("cpu")
 SIZE, BATCH, CLASSES, INSTANCES, STEPS = 8, 6, 4, 40, 12
@@ -159,6 +152,12 @@ class Table:
             self.trainer.train_step(self.batch(seed)) for seed in range(start, start + iterations)
         )
         return list(itertools.chain.from_iterable(outputs))
+
+
+def small(name: str) -> dict[str, float]:
+    """Return those of the settings `SMALL` that a method has."""
+    parameters = inspect.signature(METHODS[name]).parameters
+    return {setting: value for setting, value in SMALL.items() if setting in parameters}
 
 
 def outputs_of(module: nn.Module) -> list[Tensor]:

@@ -45,7 +45,7 @@ _says_goodbye = True
 class LostProcess(UserError):
     """Another rank is gone. Reported where it is raised: torchrun may end this one any moment."""
 
-    told = True
+    reported = True
 
 
 def init() -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it lasts: a bar, or where there is no terminal, lines."""
+"""Progress of a run and of long passes: a bar, or where there is no terminal, lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 
 from mosaickd.durations import duration, pace
 from mosaickd.engine.evaluate import Accuracy
-from mosaickd.engine.terminal import bar_width, board, columns, console, say, watched
+from mosaickd.engine.terminal import bar_width, board, columns, console, is_interactive, print_line
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ SILENCE = 600.0
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log messages above the board, except those logged with `console` False.
+    """Print log messages above the board, except those logged with `console` False.
 
     `stream` is there for Hydra's defaults.
     """
@@ -43,7 +43,7 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """-> advance(done), which a bar shows where someone is watching."""
+    """Show a bar in a terminal; yield `advance(done)`."""
     bar = Bar(
         TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
         console=console, auto_refresh=False,
@@ -57,7 +57,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def track(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """The items, with a bar where someone is watching."""
+    """Yield the items, with a bar in a terminal."""
     with counting(what, len(items)) as advance:
         for number, item in enumerate(items):
             yield item
@@ -65,19 +65,12 @@ def track(items: Sequence[Item], what: str) -> Iterable[Item]:
 
 
 class Progress:
-    """Losses, accuracy, speed and time left of one run.
+    """Show losses, accuracy, speed and time left of one run.
 
     title: of its lines; up to the colon, of its bar. eval_every: in steps, for the time left.
-    of_teacher: the run trains a teacher on the way to another's.
     """
 
-    #: Seconds that this process has spent on bars of teachers, which the next run finds made.
-    on_teachers = 0.0
-
-    def __init__(
-        self, title: str, steps: int, eval_every: int = 0, *, of_teacher: bool = False
-    ) -> None:
-        self.of_teacher = of_teacher
+    def __init__(self, title: str, steps: int, eval_every: int = 0) -> None:
         self.steps = steps
         self.eval_every = eval_every
         self.title = title
@@ -86,8 +79,8 @@ class Progress:
         self.losses: dict[str, float] = {}
         self.lines = 0  # of this session
         self.speeds: deque[float] = deque(maxlen=10)  # seconds a step, of the last lines
-        self.evaluating: float | None = None  # since when
-        self.an_evaluation = 0.0  # seconds that the last one took
+        self.evaluation_began: float | None = None  # since when
+        self.evaluation_seconds = 0.0  # seconds that the last one took
         self.line = BarColumn()
         self.bar = Bar(
             TextColumn("[bold]{task.description}"), self.line, MofNCompleteColumn(),
@@ -96,7 +89,7 @@ class Progress:
         self.task = self.bar.add_task(title.partition(":")[0], total=steps, status="")
 
     def __enter__(self) -> Progress:
-        self.began = self.told = time.monotonic()
+        self.last_line = time.monotonic()
         board.add(self.draw)
         return self
 
@@ -107,8 +100,6 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         board.remove(self.draw)
-        if self.of_teacher:
-            Progress.on_teachers += time.monotonic() - self.began
 
     def advance(self, step: int) -> None:
         self.step = step
@@ -120,51 +111,51 @@ class Progress:
         if self.lines == 2:  # the first is of one step, and of all that is done only once
             self.speeds.clear()
         self.speeds.append(seconds_per_step)
-        if not watched() and time.monotonic() - self.told > SILENCE:
-            self._tell(f"step {self.step}/{self.steps}  {self._pace()}  {self._all_losses()}")
+        if not is_interactive() and time.monotonic() - self.last_line > SILENCE:
+            self._log_line(f"step {self.step}/{self.steps}  {self._pace()}  {self._all_losses()}")
 
     def evaluation(self) -> None:
-        """One begins."""
-        self.evaluating = time.monotonic()
+        """Show that an evaluation begins."""
+        self.evaluation_began = time.monotonic()
 
     def evaluated(self, step: int, accuracy: Accuracy, best: float) -> None:
         self.step = step
-        if self.evaluating is not None:
-            self.an_evaluation = time.monotonic() - self.evaluating
-            self.evaluating = None
+        if self.evaluation_began is not None:
+            self.evaluation_seconds = time.monotonic() - self.evaluation_began
+            self.evaluation_began = None
         self.accuracy = f"accuracy {accuracy.top1:.2f} %"
         measured = f"step {step}/{self.steps}  {self.accuracy}  top-5 {accuracy.top5:.2f} %"
         measured += f"  best {best:.2f} %"
-        if watched():  # the bar has the rest
-            say(measured)
-        self._tell(f"{measured}  {self._pace()}  {self._all_losses()}")
+        if is_interactive():  # the bar has the rest
+            print_line(measured)
+        self._log_line(f"{measured}  {self._pace()}  {self._all_losses()}")
 
-    def _tell(self, text: str) -> None:
-        """In run.log, and where there is no bar."""
-        self.told = time.monotonic()
-        log.info("%s %s", self.title, text.rstrip(), extra={"console": not watched()})
+    def _log_line(self, text: str) -> None:
+        """Write to run.log, and to the console where there is no bar."""
+        self.last_line = time.monotonic()
+        log.info("%s %s", self.title, text.rstrip(), extra={"console": not is_interactive()})
 
     def _pace(self) -> str:
-        """8.1 steps/s  3 min 12 s left; nothing before the first line of this session."""
+        """Return `8.1 steps/s  3 min 12 s left`; nothing before the first losses."""
         if not self.speeds:
             return ""
-        left = self.left()
+        left = self.seconds_left()
         return f"{pace(self.speeds[-1])}" + (f"  {duration(left)} left" if left else "")
 
-    def left(self) -> float:
-        """Seconds until the end, evaluations and all."""
+    def seconds_left(self) -> float:
+        """Return the seconds until the end, evaluations and all."""
         if not self.speeds:
             return 0.0
         steps = self.steps - self.step
         evaluations = steps / self.eval_every if self.eval_every else 0
-        return steps * median(self.speeds) + evaluations * self.an_evaluation
+        return steps * median(self.speeds) + evaluations * self.evaluation_seconds
 
     def _all_losses(self) -> str:
         return "  ".join(f"{name} {value:.3g}" for name, value in self.losses.items())
 
     def draw(self) -> RenderableType:
-        """The bar, and a line a player with its losses."""
-        now = "evaluating" if self.evaluating is not None else self._pace() or "begins"
+        """Draw the bar, and a line a player with its losses."""
+        now = "evaluating" if self.evaluation_began is not None else self._pace() or "begins"
         status = "  ".join(filter(None, (self.accuracy, now)))
         self.bar.update(self.task, status=status)
         beside = (self.title.partition(":")[0], f"{self.steps}/{self.steps}", status)

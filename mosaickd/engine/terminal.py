@@ -1,4 +1,4 @@
-"""Standard output: lines that stay, and below them, in a terminal, a board of what is going on."""
+"""Standard output: lines that stay, and in a terminal a board of progress bars below them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 
 class Output:
-    """Standard output, of which nothing is left when a terminal closes: a run goes on without."""
+    """Write to standard output, if it is still there: a run outlives its terminal."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -29,38 +29,39 @@ class Output:
         return getattr(sys.stdout, name)
 
 
-#: All that a person sees goes through one console, so that lines and the board don't collide.
+#: Everything is printed through one console, so that lines and the board don't collide.
 console = Console(highlight=False, file=cast(IO[str], Output()))
 
-#: False: lines instead of bars also in a terminal.
+
+#: False: lines in place of bars also in a terminal, where several jobs would draw over each other.
 bars = True
 
 
-def is_first() -> bool:
-    """Of several processes that torchrun started, the one that talks."""
+def is_rank0() -> bool:
+    """Return whether this is the one of torchrun's processes that prints."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def watched() -> bool:
-    """Whether a person sees what is drawn and drawn again."""
-    return bars and console.is_terminal and is_first()
+def is_interactive() -> bool:
+    """Return whether a person sees what is drawn and drawn again."""
+    return bars and console.is_terminal and is_rank0()
 
 
-def say(text: str) -> None:
-    """A line that stays, as it is."""
+def print_line(text: str) -> None:
+    """Print a line that stays, as it is."""
     console.print(Text(text), soft_wrap=True)
 
 
 class Board:
-    """What is drawn below the lines: parts, in the order in which they came."""
+    """Draw parts below the lines, in the order in which they were added."""
 
     def __init__(self) -> None:
         self.parts: list[Callable[[], RenderableType]] = []
         self.live: Live | None = None
 
     def add(self, part: Callable[[], RenderableType]) -> None:
-        """Draw `part()` from now on, if someone watches."""
-        if not watched():
+        """Draw `part()` from now on, in a terminal."""
+        if not is_interactive():
             return
         self.parts.append(part)
         if self.live is None:
@@ -68,12 +69,16 @@ class Board:
             self.live.start()
 
     def remove(self, part: Callable[[], RenderableType]) -> None:
-        """No longer; nothing where it isn't drawn."""
+        """Draw the part no longer."""
         if part in self.parts:
             self.parts.remove(part)
         if not self.parts and self.live is not None:
             live, self.live = self.live, None
             live.stop()
+
+    def shows(self, part: Callable[[], RenderableType]) -> bool:
+        """Return whether the part is drawn."""
+        return part in self.parts
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -88,12 +93,12 @@ board = Board()
 
 
 def bar_width(beside: int) -> int:
-    """Of a bar that leaves room for so many characters beside it."""
+    """Return the width of a bar that leaves room for so many characters beside it."""
     return max(3, min(30, console.width - beside - 2))
 
 
 def columns(rows: Iterable[tuple[str, str]]) -> Text:
-    """`name  text` a line, each cut where the terminal ends."""
+    """Return `name  text` a line, each cut where the terminal ends."""
     known = [*rows]
     width = max((len(name) for name, _ in known), default=0)
     lines = (f"  {name:<{width}}  {text}" for name, text in known)

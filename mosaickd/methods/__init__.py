@@ -17,7 +17,7 @@ def display_name(name: str) -> str:
     That is the class attribute `display_name`, read from the source, so that reports need no
     torch. A method without one, or of another package, goes by `name`.
     """
-    path = Path(__file__).with_name(f"{name}.py")
+    path = Path(__file__).parent / f"{name}.py"
     if not name.isidentifier() or not path.is_file():
         return name
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

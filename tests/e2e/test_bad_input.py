@@ -101,7 +101,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(cli: Cli, tiny: Tin
     path = cli.folder / "run" / "checkpoints" / "last.pt"
     if path.exists():  # the very first iteration may already be the bad one
         saved = torch.load(path, weights_only=True)
-        assert saved["progression"]["step"] <= result["steps"]
+        assert saved["state"]["step"] <= result["steps"]
     assert not (cli.folder / "run" / "student.safetensors").exists()
 
 
@@ -113,7 +113,7 @@ def test_missing_data_without_network(cli: Cli) -> None:
     outcome = cli("tracker=none", f"dataset.root={root}", "hydra.run.dir=run", code=1)
     assert outcome.seconds < 60
     assert_says(outcome, str(root), "Parquet", "cifar-100-python", "experiment=quickstart")
-    assert read_json(cli.folder / "run" / "result.json")["status"] == "failed"
+    assert not (cli.folder / "run" / "result.json").exists(), "no run has begun"
 
 
 @pytest.mark.slow

@@ -86,9 +86,9 @@ def test_the_teachers_view_in_a_plane(projection: str, outputs: Path, tmp_path: 
 def test_a_revived_run_makes_what_it_made(outputs: Path) -> None:
     """Its generator is the checkpoint's: on the noise of the sample grids it makes their images."""
     from mosaickd.build import derived_seed
+    from mosaickd.report.sample_grids import newest
 
     from mosaickd.methods.base import Latents
-    from mosaickd.report.sample_grids import newest
 
     revived = LoadedRun(outputs, device="cpu")
     seed = derived_seed(revived.cfg.seed, "samples")

@@ -58,12 +58,12 @@ def test_joblib_runs_all_cells_whatever_becomes_of_some_and_skips_them_again(
     command = sweep(cli, tiny, *JOBLIB, "seed=0,1")
     mixed = cli(*command, "train.batch_size=1000,16", code=1)
     finished = {"seed0-16": "finished", "seed1-16": "finished"}
-    assert statuses(cli) == finished | {"seed0-1000": "failed", "seed1-1000": "failed"}
+    assert statuses(cli) == finished, "those that can't begin leave no run"
     for seed in (0, 1):  # each failure is told, with its folder
         assert re.search(rf"seed{seed}-1000: .*train.batch_size", mixed.out)
     assert "error: " in mixed.err
     table = mixed.out[mixed.out.rindex("┏") :]
-    assert "plain distillation on strokes" in table
+    assert "KD on strokes" in table
 
     again = cli(*command)
     assert again.out.count("is finished: nothing to do") == 2
@@ -88,7 +88,7 @@ def test_ctrl_c_stops_a_joblib_sweep_in_order_and_the_same_command_goes_on(
     assert not (home / "seed2-16" / "checkpoints").exists(), "what had not begun does not begin"
     for path in checkpoints:
         steps = read_json(path.parent.parent / "result.json")["steps"]
-        assert torch.load(path, weights_only=True)["progression"]["step"] == steps > 0
+        assert torch.load(path, weights_only=True)["state"]["step"] == steps > 0
 
     again = cli.start(*long)
     again.until(lambda: again.out.read_text().count("resumed at step") == 2)
@@ -114,7 +114,7 @@ def test_two_joblib_commands_share_a_sweep(cli: Cli, tiny: Tiny) -> None:
 def test_submitit_runs_all_cells(cli: Cli, tiny: Tiny) -> None:
     outcome = cli(*sweep(cli, tiny, *SUBMITIT, "seed=0,1"))
     assert statuses(cli) == {"seed0-16": "finished", "seed1-16": "finished"}
-    assert "plain distillation on strokes" in outcome.out[outcome.out.rindex("┏") :]
+    assert "KD on strokes" in outcome.out[outcome.out.rindex("┏") :]
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_the_images_of_highest_entropy_are_kept_and_remembered(cli: Cli, tiny: T
             "finished", "strokes", True,
         )  # fmt: skip
         assert result["steps"] == 3, "an epoch is one pass over the 40"
-    assert "plain distillation on strokes (OOD subset)" in outcome.out
+    assert "KD on strokes (OOD subset)" in outcome.out
     (name,) = files(cli)
     assert name.startswith("strokes-40-by-wrn16_2-")
     kept = indices(cli, name)

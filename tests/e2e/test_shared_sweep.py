@@ -96,4 +96,4 @@ def test_a_cell_whose_process_was_killed_is_gone_on_with_by_the_next(
     table = fourth.out[fourth.out.rindex("┏") :]
     rows = [line for line in table.splitlines() if line.startswith("│")]
     assert len(rows) == 3, "the teacher, and two students with a column a seed"
-    assert "plain distillation on strokes" in table
+    assert "KD on strokes" in table

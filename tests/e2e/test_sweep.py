@@ -37,7 +37,7 @@ def test_sweep(cli: Cli, sweep: list[str]) -> None:
     shown = "\n".join(rows)
     for result in results.values():
         assert f"{result['accuracy']['last']:.2f} %" in shown
-    for words in ("MosaicKD", "plain distillation on strokes", "plain distillation on letters"):
+    for words in ("MosaicKD", "KD on strokes", "KD on letters"):
         assert words in shown
 
     # ---- Again: nothing to do.

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from composing import cells, check, choices, composed, composing, own
 
+from mosaickd.analysis.labels import images
+from mosaickd.analysis.table1 import DATA_FREE, DATASET, ORIGINAL, table1
 from mosaickd.config.run_key import run_key, variant
 from mosaickd.config.schema import CONF, SWEEPS, training_source
 from mosaickd.errors import UserError
-from mosaickd.analysis.labels import images
-from mosaickd.analysis.table1 import DATA_FREE, DATASET, ORIGINAL, table1
 
 ROOTS = {"folder", "parquet"}  # sources that have no root of their own
 

@@ -107,3 +107,13 @@ def test_a_signal_that_came_while_blocked_stops_the_run_before_it_begins() -> No
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def test_an_evaluation_stops_at_once_where_iterations_are_finished_first() -> None:
+    interruption = Interruption()
+    with interruption.handling(), interruption.deferred():
+        with pytest.raises(Interrupted), interruption.immediate():  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it goes on")
+        with pytest.raises(Interrupted):  # one that came before is not forgotten
+            interruption.check()

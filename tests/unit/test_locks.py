@@ -18,7 +18,7 @@ from conftest import REPO
 
 from mosaickd import locks
 from mosaickd.errors import UserError
-from mosaickd.locks import OWNER, InUse, Lost, build_lock, check_run_lock, owned
+from mosaickd.locks import OWNER, InUse, Lost, build_lock, check_run_lock, run_lock
 
 HOLD = """
 import sys
@@ -31,7 +31,7 @@ with locks.{how}(Path(sys.argv[1]){more}):
 
 
 @contextmanager
-def holding(path: Path, how: str = "owned", more: str = "") -> Iterator[subprocess.Popen[bytes]]:
+def holding(path: Path, how: str = "run_lock", more: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """Another process that holds it."""
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(how=how, more=more), str(path)],
@@ -62,18 +62,18 @@ def elsewhere(folder: Path, lease: float = 1.0) -> Path:
 
 def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path: Path) -> None:
     with holding(tmp_path) as other:
-        with pytest.raises(InUse) as refused, owned(tmp_path):
+        with pytest.raises(InUse) as refused, run_lock(tmp_path):
             pass
         assert f"in use by process {other.pid} on {socket.gethostname()}" in str(refused.value)
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         pass  # at once, though the killed process has left its mark
     assert not (tmp_path / OWNER).exists()
 
 
 def test_the_folder_is_free_after_an_error_inside(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), owned(tmp_path):
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path):
         raise ZeroDivisionError
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
@@ -89,7 +89,7 @@ def test_a_process_elsewhere_that_gives_signs_of_life_is_left_alone(tmp_path: Pa
     alive = threading.Thread(target=live)
     alive.start()
     try:
-        with pytest.raises(InUse, match="process 7 on faraway"), owned(tmp_path):
+        with pytest.raises(InUse, match="process 7 on faraway"), run_lock(tmp_path):
             pass
     finally:
         stop.set()
@@ -103,20 +103,20 @@ def test_a_process_elsewhere_that_died_is_succeeded_whatever_the_clocks_say(
 ) -> None:
     os.utime(elsewhere(tmp_path), (touched, touched))
     began = time.monotonic()
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         assert time.monotonic() - began >= 1.0, "not before it has been silent for the whole lease"
         check_run_lock(tmp_path)
 
 
 def test_a_mark_that_was_left_half_written_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text("filelock/2\npid=1")
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
 @pytest.mark.usefixtures("impatient")
 def test_who_was_succeeded_notices(tmp_path: Path) -> None:
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         check_run_lock(tmp_path)
         (tmp_path / OWNER).unlink()
         elsewhere(tmp_path)
@@ -127,7 +127,7 @@ def test_who_was_succeeded_notices(tmp_path: Path) -> None:
 
 def test_who_owns_a_folder_that_is_gone_notices(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with owned(folder):
+    with run_lock(folder):
         shutil.rmtree(folder)
         with pytest.raises(Lost, match="is gone"):
             check_run_lock(folder)
@@ -159,7 +159,7 @@ def test_makers_wait_for_each_other_and_take_over_from_one_that_was_killed(
 
 def test_a_folder_that_takes_no_lock_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises((OSError, UserError)), owned(tmp_path / "file"):
+    with pytest.raises((OSError, UserError)), run_lock(tmp_path / "file"):
         pass
 
 
@@ -177,7 +177,7 @@ def test_between_machines_for_real(tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode:
         pytest.skip("needs a namespace of its own")
     script = OTHER_MACHINE.format(python=sys.executable)
-    hold = HOLD.format(how="owned", more="")
+    hold = HOLD.format(how="run_lock", more="")
     other = subprocess.Popen(
         [*unshare, "sh", "-c", script, hold, str(tmp_path)],
         cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -186,12 +186,12 @@ def test_between_machines_for_real(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         began = time.monotonic()
-        with pytest.raises(InUse, match="on faraway"), owned(tmp_path):
+        with pytest.raises(InUse, match="on faraway"), run_lock(tmp_path):
             pass
         assert time.monotonic() - began < 3 * locks.HEARTBEAT
     finally:
         other.kill()
         other.communicate()
     began = time.monotonic()
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         assert time.monotonic() - began > locks.LEASE - locks.HEARTBEAT

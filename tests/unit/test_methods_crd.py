@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import VANILLA, departures
 from tables import BATCH, INSTANCES, Table, changed, inputs_of, outputs_of, state_of
 from torch import Tensor
 
@@ -15,6 +15,17 @@ from mosaickd.losses import kl_divergence, noise_contrast
 from mosaickd.methods.crd import Memory
 
 DIM = 7
+
+
+def test_the_recipe() -> None:
+    recipe = VANILLA | {
+        "method.contrast": 0.8,
+        "method.dim": 128,
+        "method.negatives": 16384,
+        "method.contrast_temperature": 0.07,
+        "method.momentum": 0.5,
+    }
+    assert departures(recipe, "method=crd") == {}
 
 
 def table(**settings: Any) -> Table:
@@ -33,32 +44,22 @@ def memory(temperature: float = 0.5, momentum: float = 0.5) -> Memory:
 # --------------------------------------------------------------------------------------- negatives
 
 
-def test_negatives_are_any_other_images_and_never_an_images_own() -> None:
+def test_negatives_are_any_other_images_and_the_same_for_both_networks() -> None:
     at = table(negatives=300)
-    asked: list[tuple[Tensor, Tensor]] = []
-    scores = at.method.of_teacher.scores
-    at.method.of_teacher.scores = lambda anchors, own, others: (
-        asked.append((own, others)) or scores(anchors, own, others)  # type: ignore[func-returns-value]
-    )
-    batches = [at.batch(seed)["ood"][0] for seed in range(6)]
-    at.play(6)
-    for (own, others), images in zip(asked, batches, strict=True):
+    calls: list[tuple[Tensor, Tensor]] = []
+    for memory in (at.method.student_memory, at.method.teacher_memory):
+        memory.scores = lambda anchors, own, others, scores=memory.scores: (
+            calls.append((own, others)) or scores(anchors, own, others)  # type: ignore[func-returns-value]
+        )
+    (images,) = at.batch(0)["ood"]
+    at.play(2)
+    for own, others in calls[:2]:
         assert torch.equal(own, images.indices)
         assert others.shape == (BATCH, 300)
         for index, row in zip(own.tolist(), others, strict=True):
             assert set(row.tolist()) == set(range(INSTANCES)) - {index}
-    assert not torch.equal(asked[0][1], asked[1][1]), "others at every iteration"
-
-
-def test_both_networks_are_compared_with_the_same_negatives() -> None:
-    at = table()
-    others: list[Tensor] = []
-    for side in (at.method.of_student, at.method.of_teacher):
-        side.scores = lambda a, own, other, call=side.scores: (
-            others.append(other) or call(a, own, other)  # type: ignore[func-returns-value]
-        )
-    at.play(1)
-    assert torch.equal(*others)
+    assert torch.equal(calls[0][1], calls[1][1])
+    assert not torch.equal(calls[0][1], calls[2][1]), "others at every iteration"
 
 
 def test_one_image_alone_is_refused() -> None:
@@ -100,62 +101,24 @@ def test_few_and_many_negatives_give_the_same_scores() -> None:
         x = anchors.clone().requires_grad_()
         positive, negatives = at.scores(x, own, others[:, :count])
         (slope,) = torch.autograd.grad((positive + negatives[:, :3].sum(1)).sum(), x)
-        at.remember(unit(5, DIM, seed=4), own)  # after the scores, before a backward pass
+        at.update(unit(5, DIM, seed=4), own)  # after the scores; the gradient is of those before
         results.append((positive, negatives[:, :3], slope))
     for few, many in zip(*results, strict=True):
         torch.testing.assert_close(few, many)
 
 
-@pytest.mark.parametrize("count", [3, 64])
-def test_what_is_remembered_later_does_not_disturb_the_backward_pass(count: int) -> None:
-    at, own = memory(), torch.arange(5)
-    others = torch.randint(INSTANCES, (5, count), generator=torch.Generator().manual_seed(0))
-    slopes = []
-    for moved in (False, True):
-        x = unit(5, DIM).requires_grad_()
-        at.total.fill_(2.0)
-        positive, _ = at.scores(x, own, others)
-        if moved:
-            at.remember(unit(5, DIM, seed=4), own)
-        slopes.append(torch.autograd.grad(positive.sum(), x)[0])
-    assert torch.equal(*slopes)
-
-
-def test_scores_in_half_precision_are_computed_in_float32() -> None:
-    own = torch.arange(5)
-    for count in (3, 64):
-        others = torch.randint(INSTANCES, (5, count), generator=torch.Generator().manual_seed(0))
-        expected = memory(0.07).scores(unit(5, DIM), own, others)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = memory(0.07).scores(unit(5, DIM), own, others)
-        torch.testing.assert_close(actual, expected)
-
-
 # ------------------------------------------------------------------------------------------ memory
 
 
-def test_memory_moves_for_the_images_that_were_seen_and_stays_of_length_1() -> None:
-    at = table()
-    for memories in (at.method.of_student, at.method.of_teacher):
-        before = memories.vectors.clone()
-        seen = at.batch(0)["ood"][0].indices
-        at.trainer.play_turns(at.batch(0))
-        moved = (memories.vectors != before).any(dim=1).nonzero().flatten()
-        assert moved.tolist() == sorted(seen.tolist())
-        lengths = memories.vectors[seen].norm(dim=1)
-        torch.testing.assert_close(lengths, torch.ones(BATCH))
-
-
-def test_memory_is_a_running_mean_of_directions() -> None:
+def test_memory_is_a_running_mean_of_directions_of_the_images_in_the_batch() -> None:
     at = memory(momentum=0.75)
-    indices, first, second = torch.tensor([5, 2]), unit(2, DIM), unit(2, DIM, seed=1)
-    old = at.vectors[indices].clone()
-    at.remember(first, indices)
-    expected = F.normalize(0.75 * old + 0.25 * first, dim=1)
-    torch.testing.assert_close(at.vectors[indices], expected)
-    at.remember(second, indices)
-    expected = F.normalize(0.75 * expected + 0.25 * second, dim=1)
-    torch.testing.assert_close(at.vectors[indices], expected)
+    indices, others = torch.tensor([5, 2]), [i for i in range(INSTANCES) if i not in (5, 2)]
+    before = at.vectors.clone()
+    for vectors in (unit(2, DIM), unit(2, DIM, seed=1)):
+        expected = F.normalize(0.75 * at.vectors[indices] + 0.25 * vectors, dim=1)
+        at.update(vectors, indices)
+        torch.testing.assert_close(at.vectors[indices], expected)
+    assert torch.equal(at.vectors[others], before[others])
 
 
 def test_each_anchor_is_compared_with_the_other_networks_memory() -> None:
@@ -164,7 +127,8 @@ def test_each_anchor_is_compared_with_the_other_networks_memory() -> None:
     ours, theirs = outputs_of(at.method.project_student), outputs_of(at.method.project_teacher)
     given = inputs_of(at.method.project_student), inputs_of(at.student.fc)
     memories = {
-        k: getattr(at.method, k).vectors.double().clone() for k in ("of_student", "of_teacher")
+        k: getattr(at.method, k).vectors.double().clone()
+        for k in ("student_memory", "teacher_memory")
     }
     rng = torch.Generator()
     rng.set_state(at.rng.get_state())
@@ -174,8 +138,8 @@ def test_each_anchor_is_compared_with_the_other_networks_memory() -> None:
     chosen = torch.cat([images.indices[:, None], (images.indices[:, None] + step) % INSTANCES], 1)
     total = 0.0
     for anchors, vectors in (
-        (ours[0], memories["of_teacher"]),
-        (theirs[0], memories["of_student"]),
+        (ours[0], memories["teacher_memory"]),
+        (theirs[0], memories["student_memory"]),
     ):
         directions = F.normalize(anchors.double(), dim=1)
         powers = (torch.einsum("bd,bkd->bk", directions, vectors[chosen]) / 0.07).exp()
@@ -214,18 +178,3 @@ def test_projections_learn_beside_the_student_and_are_not_part_of_it() -> None:
     assert set(at.student.state_dict()) == names
     learning = at.players["student"].parameters
     assert len(learning) == len(list(at.student.parameters())) + 4
-
-
-def test_a_game_goes_on_exactly_from_its_state() -> None:
-    whole, first, second = table(), table(), table()
-    whole.play(5)
-    first.play(2)
-    file = io.BytesIO()
-    torch.save({"game": first.trainer.state_dict(), "rng": first.rng.get_state()}, file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    second.trainer.load_state_dict(state["game"])
-    second.rng.set_state(state["rng"])
-    second.play(3, start=2)
-    modules = [state_of(at.players["student"].module) for at in (whole, second)]
-    assert not changed(*modules), "memories and projections included"

@@ -1,8 +1,7 @@
-"""Balanced, FitNet and RKD: what they take from the networks, and what they keep."""
+"""FitNet and RKD: what they take from the networks, and what they keep."""
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from recipes import SGD, VANILLA, departures
 from tables import Classifier, Table, changed, inputs_of, outputs_of, state_of
-from torch import Tensor, nn
+from torch import nn
 
 from mosaickd.losses import kl_divergence, relational_angle, relational_distance
 from mosaickd.methods.fitnet import FitNet, Regressor
@@ -20,9 +20,65 @@ from mosaickd.models.features import FeatureExtractor
 
 CONF = Path(__file__).parents[2] / "conf/model"
 
+RECIPES = {
+    "fitnet": VANILLA | {"method.hint": 100, "method.stage": 2},
+    "rkd": VANILLA | {"method.distance": 25, "method.angle": 50},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe(name: str) -> None:
+    assert departures(RECIPES[name], f"method={name}") == {}
+
+
+@pytest.mark.parametrize("name", ["fitnet", "rkd", "crd"])
+def test_repdistillers_schedule_is_an_option(name: str) -> None:
+    recipe = {
+        "players.student.optimizer": SGD | {"lr": 0.05, "weight_decay": 5e-4},
+        "players.student.schedule.milestones": [150 / 240, 180 / 240, 210 / 240],
+        "train.epochs": 240,
+        "train.batch_size": 64,
+    }
+    assert departures(recipe, "experiment=rd_schedule", f"method={name}") == {}
+
+
+# ----------------------------------------------------------------------------------------- FitNet
+
+
+def test_fitnets_hint_is_the_squared_error_of_one_stage() -> None:
+    at = Table("fitnet", stage=2, hint=7.0, temperature=4.0)
+    student, teacher = outputs_of(at.student), outputs_of(at.teacher)
+    regressed, target = outputs_of(at.method.regressor), outputs_of(at.teacher.stage2)
+    (turn,) = at.play(1)
+    expected = {
+        "kd": kl_divergence(student[0], teacher[0], 4.0).item(),
+        "hint": (regressed[0] - target[0]).double().square().mean().item(),
+    }
+    assert {k: v.item() for k, v in turn.losses.items()} == pytest.approx(expected, rel=1e-5)
+    assert turn.weights == {"kd": 1.0, "hint": 7.0}
+
+
+def test_the_regressor_learns_beside_the_student_and_is_not_part_of_it() -> None:
+    at = Table("fitnet")
+    before = state_of(at.method.regressor)
+    at.play(2)
+    assert changed(before, state_of(at.method.regressor)) >= {"conv.weight", "norm.running_mean"}
+    names = set(Classifier().state_dict())
+    assert set(at.student.state_dict()) == names, "what is saved is a plain student"
+    saved = at.trainer.state_dict()["players"]["student"]["module"]
+    assert len(saved) == len(names) + len(before), "a checkpoint holds both"
+
+
+def test_a_hint_reaches_the_student_up_to_its_stage_only() -> None:
+    at = Table("fitnet", stage=1)
+    (turn,) = at.method.turns(at.batch())
+    turn.losses["hint"].value.backward()
+    assert all(p.grad is not None for p in at.student.stage1.parameters())
+    assert all(p.grad is None for p in at.student.stage2.parameters())
+
 
 def features_of(name: str, size: int) -> FeatureExtractor:
-    """A look at the features that a model of conf/model names; shapes only, no weights."""
+    """The features that a model of conf/model names; shapes only, no weights."""
     config: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     features = config.pop("features")
     for key in ("name", "checkpoint", "embedding"):
@@ -34,86 +90,14 @@ def features_of(name: str, size: int) -> FeatureExtractor:
         )
 
 
-# --------------------------------------------------------------------------------------- Balanced
-
-
-def test_balanced_is_kd_on_a_balanced_stream() -> None:
-    table = Table("balanced", temperature=4.0)
-    stream = table.method.streams["ood"]
-    assert (stream.source, stream.augment, stream.balanced) == ("ood", True, True)
-    assert (stream.normalization, stream.draws) == ("dataset", 1)
-    student, teacher = outputs_of(table.student), outputs_of(table.teacher)
-    (turn,) = table.play(1)
-    expected = kl_divergence(student[0], teacher[0], 4.0)
-    assert {k: v.item() for k, v in turn.losses.items()} == {"kd": pytest.approx(expected.item())}
-
-
-# ----------------------------------------------------------------------------------------- FitNet
-
-
-def test_fitnets_hint_is_the_squared_error_of_one_stage() -> None:
-    table = Table("fitnet", stage=2, hint=7.0, temperature=4.0)
-    student, teacher = outputs_of(table.student), outputs_of(table.teacher)
-    regressed, wanted = outputs_of(table.method.regressor), outputs_of(table.teacher.stage2)
-    given, from_student = inputs_of(table.method.regressor), outputs_of(table.student.stage2)
-    (turn,) = table.play(1)
-    assert torch.equal(given[0], from_student[0])
-    expected = {
-        "kd": kl_divergence(student[0], teacher[0], 4.0).item(),
-        "hint": (regressed[0] - wanted[0]).double().square().mean().item(),
-    }
-    assert {k: v.item() for k, v in turn.losses.items()} == pytest.approx(expected, rel=1e-5)
-    assert turn.weights == {"kd": 1.0, "hint": 7.0}
-
-
-def test_the_regressor_learns_beside_the_student_and_is_not_part_of_it() -> None:
-    table = Table("fitnet")
-    names = set(Classifier().state_dict())
-    before, students = state_of(table.method.regressor), state_of(table.student)
-    table.play(2)
-    assert {"conv.weight", "norm.weight", "norm.running_mean"} <= changed(
-        before, state_of(table.method.regressor)
-    )
-    assert changed(students, state_of(table.student))
-    assert set(table.student.state_dict()) == names, "what is kept is a plain student"
-    saved = table.trainer.state_dict()["players"]["student"]["module"]
-    assert len(saved) == len(names) + len(before), "a checkpoint holds both"
-
-
-def test_a_hint_reaches_the_student_up_to_its_stage_only() -> None:
-    table = Table("fitnet", stage=1)
-    (turn,) = table.method.turns(table.batch())
-    turn.losses["hint"].value.backward()
-    assert all(p.grad is not None for p in table.student.stage1.parameters())
-    assert all(p.grad is None for p in table.student.stage2.parameters())
-    assert all(p.grad is None for p in table.teacher.parameters())
-
-
-@pytest.mark.parametrize("size", [16, 32])
-def test_any_students_stage_can_predict_any_teachers(size: int) -> None:
-    pairs = [("resnet18", "vgg11"), ("wrn16_1", "resnet34"), ("wrn16_2", "wrn40_2"),
-             ("vgg11", "wrn40_2")]  # fmt: skip
-    for student, teacher in pairs:
-        ours, theirs = features_of(student, size), features_of(teacher, size)
-        for stage in range(1, min(len(ours.shapes), len(theirs.shapes)) + 1):
-            shapes = ours.shapes[stage - 1], theirs.shapes[stage - 1]
-            regressed = Regressor(*shapes)(torch.randn(2, *shapes[0]))
-            assert regressed.shape == (2, *shapes[1]), (student, teacher, stage)
-
-
-def test_the_regressor_is_repdistillers() -> None:
-    """3x3 with stride 2 to halve, 4x4 transposed to double, 1x1 to keep; BN; ReLU."""
-    same, halved = Regressor((4, 8, 8), (6, 8, 8)), Regressor((4, 8, 8), (6, 4, 4))
-    doubled = Regressor((4, 8, 8), (6, 16, 16))
-    assert isinstance(same.conv, nn.Conv2d)
-    assert same.conv.kernel_size == (1, 1)
-    assert isinstance(halved.conv, nn.Conv2d)
-    assert (halved.conv.kernel_size, halved.conv.stride) == ((3, 3), (2, 2))
-    assert isinstance(doubled.conv, nn.ConvTranspose2d)
-    assert (doubled.conv.kernel_size, doubled.conv.stride) == ((4, 4), (2, 2))
-    x = torch.randn(3, 4, 8, 8)
-    expected = F.relu(F.batch_norm(same.conv(x), None, None, training=True))
-    torch.testing.assert_close(same(x), expected)
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("resnet18", "vgg11"), ("wrn16_1", "resnet34"), ("wrn16_2", "wrn40_2"), ("vgg11", "wrn40_2")],
+)
+def test_any_students_stage_can_predict_any_teachers(student: str, teacher: str) -> None:
+    shapes = [features_of(name, 32).shapes for name in (student, teacher)]
+    for own, other in zip(*shapes, strict=False):
+        assert Regressor(own, other)(torch.randn(2, *own)).shape == (2, *other)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +109,20 @@ def test_a_regressor_bridges_any_sizes(student: Any, teacher: Any) -> None:
     out = Regressor(student, teacher)(torch.randn(2, *student))
     assert out.shape == (2, *teacher)
     assert (out >= 0).all(), "a ReLU is last: resizing keeps the sign"
+
+
+@pytest.mark.parametrize(
+    ("side", "kind", "kernel", "stride"),
+    [(8, nn.Conv2d, 1, 1), (4, nn.Conv2d, 3, 2), (16, nn.ConvTranspose2d, 4, 2)],
+)
+def test_the_regressor_is_repdistillers(side: int, kind: Any, kernel: int, stride: int) -> None:
+    regressor = Regressor((4, 8, 8), (6, side, side))
+    conv: Any = regressor.conv
+    assert isinstance(conv, kind)
+    assert (conv.kernel_size, conv.stride) == (2 * (kernel,), 2 * (stride,))
+    x = torch.randn(3, 4, 8, 8)
+    expected = F.relu(F.batch_norm(conv(x), None, None, training=True))
+    torch.testing.assert_close(regressor(x), expected)
 
 
 def test_a_stage_that_one_of_the_models_lacks_is_refused() -> None:
@@ -140,54 +138,22 @@ def test_a_stage_that_one_of_the_models_lacks_is_refused() -> None:
 
 
 def test_rkds_losses_are_relations_of_embeddings() -> None:
-    table = Table("rkd", distance=3.0, angle=4.0, temperature=2.0)
-    student, teacher = outputs_of(table.student), outputs_of(table.teacher)
-    ours, theirs = inputs_of(table.student.fc), inputs_of(table.teacher.fc)
-    (turn,) = table.play(1)
-    assert ours[0].shape[1] != theirs[0].shape[1], "of different lengths"
+    at = Table("rkd", distance=3.0, angle=4.0, temperature=2.0)
+    student, teacher = outputs_of(at.student), outputs_of(at.teacher)
+    own, other = inputs_of(at.student.fc), inputs_of(at.teacher.fc)
+    (turn,) = at.play(1)
+    assert own[0].shape[1] != other[0].shape[1], "of different lengths"
     expected = {
         "kd": kl_divergence(student[0], teacher[0], 2.0).item(),
-        "distance": relational_distance(ours[0], theirs[0]).item(),
-        "angle": relational_angle(ours[0], theirs[0]).item(),
+        "distance": relational_distance(own[0], other[0]).item(),
+        "angle": relational_angle(own[0], other[0]).item(),
     }
     assert {k: v.item() for k, v in turn.losses.items()} == pytest.approx(expected, rel=1e-5)
     assert turn.weights == {"kd": 1.0, "distance": 3.0, "angle": 4.0}
 
 
-@pytest.mark.parametrize("term", ["distance", "angle"])
-def test_a_relation_of_weight_0_is_not_computed(term: str) -> None:
-    (turn,) = Table("rkd", **{term: 0.0}).play(1)
-    assert turn.losses.keys() == {"kd", "distance", "angle"} - {term}
-
-
 def test_relations_fall_as_the_student_learns_them() -> None:
-    table = Table("rkd", steps=60)
-    outputs = [turn for _ in range(60) for turn in table.trainer.train_step(table.batch(0))]
+    at = Table("rkd", steps=60)
+    outputs = [turn for _ in range(60) for turn in at.trainer.train_step(at.batch(0))]
     for term in ("distance", "angle"):
         assert outputs[-1].losses[term] < outputs[0].losses[term] / 2, term
-
-
-# ------------------------------------------------------------------------------------------- both
-
-
-@pytest.mark.parametrize(
-    ("name", "whose"),
-    list(product(["balanced", "fitnet", "rkd", "crd", "sskd"], ["dataset", "ood"])),
-)
-def test_ood_images_are_augmented_and_carry_the_statistics_that_are_set(
-    name: str, whose: str
-) -> None:
-    (stream,) = Table(name, ood_statistics=whose).method.streams.values()
-    assert (stream.source, stream.augment, stream.draws) == ("ood", True, 1)
-    assert stream.normalization == whose
-
-
-@pytest.mark.parametrize("name", ["balanced", "fitnet", "rkd", "crd", "sskd"])
-def test_the_teacher_stays_as_it_is(name: str) -> None:
-    settings = {"head_fraction": 0.5, "steps": 4} if name == "sskd" else {}
-    table = Table(name, **settings)
-    before: dict[str, Tensor] = state_of(table.teacher)
-    table.play(4)
-    assert not changed(before, state_of(table.teacher))
-    assert all(p.grad is None for p in table.teacher.parameters())
-    assert not table.teacher.training

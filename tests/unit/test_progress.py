@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import pytest
 from rich.console import Console
@@ -31,14 +30,6 @@ def wide(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int
     """The terminal's width."""
     monkeypatch.setattr("mosaickd.engine.terminal.console", Console(width=request.param))
     return int(request.param)
-
-
-def test_time_on_teachers_is_counted_apart() -> None:
-    for of_teacher in (False, True):
-        before = Progress.on_teachers
-        with Progress("teacher wrn16_2: letters", 3, of_teacher=of_teacher):
-            time.sleep(0.01)
-        assert (Progress.on_teachers - before >= 0.01) == of_teacher
 
 
 @pytest.mark.parametrize("wide", [80, 120], indirect=True)

@@ -303,7 +303,12 @@ def test_ood_images_join_the_students_batch_or_not(joined: bool) -> None:
 def test_streams_carry_the_references_statistics_and_augmentation(whose: Any) -> None:
     streams = Table(ood_statistics=whose).method.streams
     real, student = streams["real"], streams["student"]
-    assert (real.source, real.augment, real.normalization, real.draws) == ("ood", False, "dataset", 1)
+    assert (real.source, real.augment, real.normalization, real.draws) == (
+        "ood",
+        False,
+        "dataset",
+        1,
+    )
     assert (student.source, student.augment, student.draws) == ("ood", True, 5)
     assert student.normalization == whose
 
