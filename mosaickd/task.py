@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mosaickd.cli import ignore_broken_pipe
+from mosaickd.cli import describe_os_error, ignore_broken_pipe
 from mosaickd.config.schema import register
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.errors import CommandFailed, UserError
@@ -107,6 +107,9 @@ def fail(error: Exception, folder: Path, interruption: Interruption, *, in_sweep
         reason.reported |= together and not distributed.is_rank0()
         if not reason.reported:
             log.error("%s: %s", folder, error, extra=QUIET)
+    elif isinstance(error, OSError):  # a full disk, before the run has begun
+        reason = UserError(f"{folder}: {describe_os_error(error)}")
+        log.error("%s", reason, extra=QUIET)
     else:
         log.error("the run in %s failed", folder, exc_info=error)
         reason = UserError(f"{folder}: {type(error).__name__}: {error} (run.log has more)")
