@@ -154,8 +154,10 @@ def losses(method: str, *, compiled: bool) -> list[tuple[str, str, float]]:
 def test_each_method_computes_the_same_with_traced_networks(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced with the hooks of its feature extractors, then run eagerly: to generate code takes
-    minutes, and is the same for all methods."""
+    """Traced with the hooks of its feature extractors, then computed eagerly.
+
+    To generate code takes minutes, and is the same for all methods.
+    """
     compile_in_place = nn.Module.compile
 
     def trace(network: nn.Module, **settings: Any) -> None:

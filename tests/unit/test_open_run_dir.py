@@ -62,7 +62,7 @@ def test_jobs_of_a_sweep_do_not_take_each_others_folder(
 
 
 def test_what_a_kill_left_is_removed_and_files_of_the_users_own_stay(begun: RunDir) -> None:
-    of_a_kill = [begun.path / "checkpoints" / ".last.pt.abcd_efg.tmp",
+    of_a_kill = [begun.path / "checkpoints" / ".last.pt.1a2b3c4d.tmp",
                  begun.path / ".hydra" / ".config.yaml.3c4d.tmp"]  # fmt: skip
     of_the_user = [begun.path / ".draft.tmp", begun.path / "deep" / ".result.json.5e6f.tmp"]
     for path in [*of_a_kill, *of_the_user]:
