@@ -94,7 +94,7 @@ def test_missing_data_without_network(cli: Cli) -> None:
     outcome = cli("tracker=none", f"dataset.root={root}", "hydra.run.dir=run", code=1)
     assert outcome.seconds < 60
     assert_says(outcome, str(root), "Parquet", "cifar-100-python", "experiment=quickstart")
-    assert not (cli.folder / "run" / "result.json").exists(), "no run has begun"
+    assert not (cli.folder / "run" / "result.json").exists(), "no run was begun"
 
 
 def test_a_folder_without_images(cli: Cli, tiny: Tiny) -> None:

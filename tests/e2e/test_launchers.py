@@ -58,7 +58,7 @@ def test_joblib_runs_all_jobs_whatever_becomes_of_some_and_skips_them_again(
     command = sweep(cli, tiny, *JOBLIB, "seed=0,1")
     mixed = cli(*command, "train.batch_size=1000,16", code=1)
     finished = {"seed0-16": "finished", "seed1-16": "finished"}
-    assert statuses(cli) == finished, "those that can't begin leave no run"
+    assert statuses(cli) == finished, "what could not begin leaves no run"
     for seed in (0, 1):  # each failure is told, with its folder
         assert re.search(rf"seed{seed}-1000: .*train.batch_size", mixed.out)
     assert "error: " in mixed.err
