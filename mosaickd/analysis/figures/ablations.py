@@ -51,7 +51,7 @@ def draw_patch(runs: Sequence[Run], *, evaluation: str = "last") -> Drawing:
 
 def draw_losses(runs: Sequence[Run], *, evaluation: str = "last") -> Drawing:
     """Draw accuracy with all losses and without one at a time, as bars; dots are seeds."""
-    first = next((run for run in runs if run.plays_mosaic and run.patch_size), runs[0])
+    first = max(runs, key=lambda run: (run.plays_mosaic, run.patch_size is not None))
 
     def problem(run: Run) -> str | None:
         if not run.plays_mosaic:
