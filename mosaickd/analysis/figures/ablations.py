@@ -82,7 +82,7 @@ def draw_losses(runs: Sequence[Run], *, evaluation: str = "last") -> Drawing:
                       textcoords="offset points", fontsize=7)  # fmt: skip
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, max(means) * 1.14 or 1.0)
+    axes.set_xlim(0, max(frame["accuracy"]) * 1.14 or 1.0)
     axes.set_xlabel("accuracy, %")
     numbers = {"evaluation": evaluation, "setting": first.setting, "bars": by_group(frame, names)}
     return Drawing(figure, numbers)
