@@ -70,8 +70,8 @@ def status_of(run: Run) -> Status:
     step, seconds_per_step = latest.get(STEP), latest.get(SECONDS_PER_STEP)
     total = result.total_steps if result else None
     left = None
-    if run.state == "running" and None not in (step, total, seconds_per_step):
-        left = round((total - step) * seconds_per_step, 1)  # type: ignore[operator]
+    if run.state == "running" and step is not None and total and seconds_per_step:
+        left = round((total - step) * seconds_per_step, 1)
     held = holder(run.folder) if run.state == "running" else None
     return Status(
         folder=str(run.folder),

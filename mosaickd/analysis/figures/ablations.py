@@ -51,7 +51,7 @@ def draw_patch(runs: Sequence[Run], *, evaluation: str = "last") -> Drawing:
 
 def draw_losses(runs: Sequence[Run], *, evaluation: str = "last") -> Drawing:
     """Draw accuracy with all losses and without one at a time, as bars; dots are seeds."""
-    first = next((run for run in runs if run.plays_mosaic and run.patch_size), runs[0])
+    first = max(runs, key=lambda run: (run.plays_mosaic, run.patch_size is not None))
 
     def problem(run: Run) -> str | None:
         if not run.plays_mosaic:
@@ -82,7 +82,7 @@ def draw_losses(runs: Sequence[Run], *, evaluation: str = "last") -> Drawing:
                       textcoords="offset points", fontsize=7)  # fmt: skip
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, max(means) * 1.14 or 1.0)
+    axes.set_xlim(0, max(frame["accuracy"]) * 1.14 or 1.0)
     axes.set_xlabel("accuracy, %")
     numbers = {"evaluation": evaluation, "setting": first.setting, "bars": by_group(frame, names)}
     return Drawing(figure, numbers)

@@ -65,7 +65,7 @@ class Run:
         return f"{'whole-image' if whole else f'{size}×{size} patch'} discriminator"
 
     @property
-    def images(self) -> str:
+    def training_images(self) -> str:
         """Return which images the student saw; "" where there are none."""
         return images(self.result.ood, self.result.ood_subset) or ""
 
@@ -88,7 +88,11 @@ class Run:
     @property
     def setting(self) -> str:
         """Return all that tells runs apart, beside what an ablation changes and the seed."""
-        parts = (self.models, self.images and f"from {self.images}", self.other_changes)
+        parts = (
+            self.models,
+            self.training_images and f"from {self.training_images}",
+            self.other_changes,
+        )
         return ", ".join(part for part in parts if part)
 
 
@@ -150,7 +154,7 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
     games = {run.game for run in runs if run.plays_mosaic}
     labels = [short(run.result.method) if run.plays_mosaic and len(games) == 1 else run.game
               for run in runs]  # fmt: skip
-    for word, detail in (("on", "images"), ("with", "other_changes")):
+    for word, detail in (("on", "training_images"), ("with", "other_changes")):
         details: dict[str, set[str]] = {}
         for run, label in zip(runs, labels, strict=True):
             details.setdefault(label, set()).add(getattr(run, detail))

@@ -48,7 +48,7 @@ def draw(
 
     width = COLUMN if len(runs) < 4 else 2 * COLUMN
     side = width / (len(runs) * (columns + 0.4) + 0.8)  # inches of an image
-    figure = Figure(figsize=(width, side * (len(classes) + 0.4) + 0.6))
+    figure = Figure(figsize=(width, side * (len(classes) + 0.4) + 0.7))
     plots = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, grid, run, title in zip(plots, grids, runs, titles, strict=True):
         hide_frame(axes)
