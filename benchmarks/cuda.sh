@@ -57,8 +57,8 @@ say() {
 
 complete() {
     "$python" -c "
-import torch, torchvision, hydra, omegaconf, rich, safetensors, filelock, pyarrow, scipy
-import matplotlib, numpy, PIL, pytest" 2>> "$log"
+import pytest, scipy, pyarrow, matplotlib
+import benchmarks.step, mosaickd.launch" 2>> "$log"
 }
 
 if ! complete; then

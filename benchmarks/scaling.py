@@ -126,6 +126,8 @@ def main() -> None:
     is_quickstart = not any(each.startswith(("method=", "experiment=")) for each in overrides)
     cfg = compose_config([*(["experiment=quickstart"] if is_quickstart else []), *overrides])
     device = choose_device(cfg.device)
+    if device.type == "cpu":  # batch norms are synchronised on CUDA only
+        overrides = ["train.sync_batch_norm=[]", *overrides]
     if device.type == "cuda" and torch.cuda.device_count() < counts[-1]:
         raise UserError(
             f"--processes: {counts[-1]} need as many CUDA devices, and there are "
