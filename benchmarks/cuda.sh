@@ -11,7 +11,8 @@
 # not stop the others; the exit code is 1 if any did.
 #
 # Nothing is downloaded. If an import fails, the wheels in $WHEELS, benchmarks/wheels or wheels are
-# installed into a temporary folder. PYTHON names the interpreter (python3), BUDGET the seconds (510).
+# installed into a temporary folder. PYTHON names the interpreter (python3), BUDGET the seconds (510;
+# of a rehearsal 1800).
 set -uo pipefail
 
 usage() {
@@ -79,6 +80,7 @@ fi
 # --------------------------------------------------------------------------------------- sizes
 
 if $rehearse; then
+    budget="${BUDGET:-1800}"
     export CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     game=(experiment=quickstart train.batch_size=8 device=cpu tracker=none)
     few=(--iterations 1 --images 64)
@@ -107,7 +109,8 @@ part() {
     local name="$1" limit="$2" left=$((budget - (SECONDS - begun))) start=$SECONDS code
     shift 2
     [[ " ${parts[*]} " == *" $name "* ]] || return 0
-    ((limit < left)) || limit=$left
+    # A rehearsal asks whether every part runs, not how fast.
+    if $rehearse || ((limit > left)); then limit=$left; fi
     if ((limit < 10)); then
         say "$(printf '%-10s FAILED  no time left' "$name")"
         failed=1

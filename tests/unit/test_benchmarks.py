@@ -82,24 +82,28 @@ def test_a_command_prints_a_table_and_then_one_json_line(
 def test_cost_counts_as_an_iteration_does_and_compares_with_a_baseline(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    before = {"measures": {"train.batch_size=8": 1.0}, "device": "another"}
     path = tmp_path / "before.log"
-    path.write_text(f"a table\n{json.dumps(before)}\n")
-    run(monkeypatch, cost, "--baseline", str(path), *TINY, "--row", "train.batch_size=8",
-        "--row", "train.batch_size=16")  # fmt: skip
+    path.write_text(f"a table\n{json.dumps({'measures': {'kd': 1.0}, 'device': 'another'})}\n")
+    overrides = ["experiment=quickstart_kd", *TINY[1:]]
+    run(monkeypatch, cost, "--baseline", str(path), "--classes", "24", *overrides)
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    eight, sixteen = (record["rows"][f"train.batch_size={size}"] for size in (8, 16))
-    assert sixteen["flops"] == pytest.approx(2 * eight["flops"], rel=0.01)
-    assert record["baseline"]["ratios"] == {"train.batch_size=8": pytest.approx(1 / eight["floor"])}
+    counted = record["rows"]["kd"]
+    turns = Workload(compose_config(overrides), "eager", tiny_data()).count_operators().turns
+    work = add_up(turns, peak=1e9, bandwidth=1e9)
+    assert counted["flops_by_turn"] == work.flops_by_turn
+    assert counted["bytes"] == pytest.approx(work.bytes, rel=0.1), "but for optimizers' steps"
+    assert record["baseline"]["ratios"] == {"kd": pytest.approx(1 / counted["floor"])}
     assert any("device was another" in each for each in record["baseline"]["differences"])
 
+
+def test_a_whole_iteration_has_the_flops_that_torch_counts() -> None:
     workload = Workload(compose_config(TINY), "eager", tiny_data())
     with FlopCounterMode(display=False) as torchs:
         workload.step()
     work = add_up(workload.count_operators().turns, peak=1e9, bandwidth=1e9)
-    assert work.flops == eight["flops"] == torchs.get_total_flops()
-    assert work.flops_by_turn == eight["flops_by_turn"]
-    assert work.bytes == pytest.approx(eight["bytes"], rel=0.1), "but for optimizers' steps"
+    assert work.flops == torchs.get_total_flops() == sum(work.flops_by_turn.values())
+    assert work.flops_by_turn.keys() == {"images", "discriminator", "generator", "student"}
+    assert 0 < work.fused_bytes < work.bytes
 
 
 @pytest.mark.parametrize(
