@@ -107,9 +107,9 @@ def serve(
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"port {port} is in use: choose another one, or 0 for any") from error
         raise UserError(f"can't serve on port {port}: {error.strerror or error}") from error
-    print(f"http://{ADDRESS}:{server.port}/ shows {', '.join(map(str, folders))}; Ctrl-C ends",
-          flush=True)  # fmt: skip
     try:
+        print(f"http://{ADDRESS}:{server.port}/ shows {', '.join(map(str, folders))}; Ctrl-C ends",
+              flush=True)  # fmt: skip
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         print()

@@ -307,12 +307,16 @@ def test_html_takes_a_file_a_folder_or_nothing(
     ],
 )
 def test_html_with_what_it_cannot_mean_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
 ) -> None:
     write(tmp_path / "a")
     before = (tmp_path / "a" / "result.json").read_bytes()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="1"):
         main(arguments)
-    assert words in str(stop.value.code)
+    assert words in capsys.readouterr().err
     assert (tmp_path / "a" / "result.json").read_bytes() == before
