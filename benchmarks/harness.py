@@ -18,7 +18,7 @@ from mosaickd.config.schema import CONF, register
 from mosaickd.config.validation import validate
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
-from mosaickd.launch import versions
+from mosaickd.launch import package_versions
 
 
 def new_parser(module_docstring: str | None) -> argparse.ArgumentParser:
@@ -97,7 +97,7 @@ def report(
         "measures": seconds,
         "overrides": sorted(arguments.overrides),
         "device": describe_device(choose_device(cfg.device)),
-        "versions": versions(),
+        "versions": package_versions(),
     }
     table = Table(*columns, title=title)
     ratios: Mapping[str, float] = {}

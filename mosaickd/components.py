@@ -144,9 +144,9 @@ def build_network(cfg: DictConfig, role: str, device: torch.device, **supplied: 
     """Build the network of a section; of `supplied` it gets what its constructor takes."""
     accepted = parameters_of(cfg[role])
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    given = {k: v for k, v in supplied.items() if takes_any or k in accepted}
+    arguments = {k: v for k, v in supplied.items() if takes_any or k in accepted}
     with seeded(cfg, role):
-        network: nn.Module = build(cfg[role], **given)
+        network: nn.Module = build(cfg[role], **arguments)
     if role in cfg.train.sync_batch_norm and distributed.world_size() > 1:
         if device.type != "cuda":
             raise UserError(

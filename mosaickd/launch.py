@@ -246,7 +246,7 @@ def new_result(cfg: DictConfig, previous: Result | None) -> Result:
     result.seed = cfg.seed
     result.variant = variant(cfg)
     result.processes = distributed.world_size()
-    result.versions = versions()
+    result.versions = package_versions()
     result.config_hash = config_hash(run_key(cfg))
     result.code = code_version()
     result.device = result.memory_mb = result.error = None
@@ -370,8 +370,8 @@ def build_sample_logger(
         noise = [latents(shown) for _ in range(max(1, counted // shown))]
     images = None
     if data.train is not None:
-        chosen = data.train.images[:: max(1, len(data.train) // shown)][:shown]
-        images = components.normalize(chosen.to(compute.device).float() / 255)
+        sample = data.train.images[:: max(1, len(data.train) // shown)][:shown]
+        images = components.normalize(sample.to(compute.device).float() / 255)
     return SampleLogger(
         components.method,
         teacher=components.teacher,
@@ -415,12 +415,12 @@ def record_state(result: Result, state: TrainState, device: torch.device) -> Non
     result.memory_mb = round(peak_memory_mb(device))
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of what the numbers depend on."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in ("mosaickd", "torch", "torchvision", "hydra-core"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

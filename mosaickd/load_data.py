@@ -168,7 +168,7 @@ def select_ood_subset(
     folder = Path(cfg.teachers_dir) / dataset.label / "subsets"
     name = f"{source.label}-{count}-by-{cfg.teacher.name}-{key.hexdigest()[:16]}.safetensors"
     title = "asking the teacher about all OOD images"
-    chosen = distributed.rank0_first(
+    indices = distributed.rank0_first(
         lambda: most_uncertain(
             lambda: predict(images, entropy, title, "dataset"),
             count=count,
@@ -177,8 +177,8 @@ def select_ood_subset(
             keep=cache,
         )
     )
-    distributed.broadcast(chosen)  # where it can't be kept in a file, each rank has chosen
-    return replace(data, train=images.only(chosen))
+    distributed.broadcast(indices)  # where it can't be kept in a file, each rank has chosen
+    return replace(data, train=images.only(indices))
 
 
 # ---------------------------------------------------------------------------------------- loaders

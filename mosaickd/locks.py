@@ -144,8 +144,8 @@ def _acquire(lease: SoftFileLease) -> bool:
         lease.acquire(timeout=0)
         return True
     except Timeout:
-        found = holder(Path(lease.lock_file).parent)
-    if found is not None and found.here:
+        owner = holder(Path(lease.lock_file).parent)
+    if owner is not None and owner.here:
         return False  # a dead process of this machine would have been succeeded
     before = _stat(lease)
     log.info("%s is held by %s: looking for a sign of life, %.0f s at most",

@@ -267,12 +267,12 @@ class RunDir:
         step: of the checkpoint; evaluated: the last step that was evaluated before it (-1: none).
         """
         if self.metrics.exists():
-            kept = [
+            lines = [
                 json.dumps(record) + "\n"
                 for record in self.read_metrics()
                 if record[STEP] <= (evaluated if TOP1 in record else step)
             ]
-            write_text(self.metrics, "".join(kept))
+            write_text(self.metrics, "".join(lines))
         for path in self.sample_paths():
             if path > self.sample(evaluated):
                 path.unlink()
@@ -442,8 +442,8 @@ def _check_inputs_survive(run: RunDir, inputs: Mapping[str, str | None]) -> None
     for name, value in inputs.items():
         if value is None:
             continue
-        given = Path(os.path.realpath(Path(value).expanduser()))
-        if any(given == product or product in given.parents for product in products):
+        path = Path(os.path.realpath(Path(value).expanduser()))
+        if any(path == product or product in path.parents for product in products):
             raise UserError(
                 f"{name}={value} is a product of the run in {run.path}, which force=true would "
                 "remove: move it away, or choose another folder with hydra.run.dir=FOLDER"

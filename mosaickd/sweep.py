@@ -144,9 +144,9 @@ class Sweep(Callback):
     def describe(self) -> tuple[str, str]:
         """Return what stands beside the sweep's bar, and below it the job."""
         left = self.seconds_left()
-        about = f"  about {duration(left)} left" if left is not None else ""
+        remaining = f"  about {duration(left)} left" if left is not None else ""
         counts = f"{self.counts['finished']} finished, {self.counts['failed']} failed"
-        return f"{counts}{about}", f"{self.job}  {self.choices}" if self.job else ""
+        return f"{counts}{remaining}", f"{self.job}  {self.choices}" if self.job else ""
 
     def count(self, what: str) -> str:
         """Return `3 jobs`, or nothing where only the sweeper knows."""

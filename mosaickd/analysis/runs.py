@@ -62,8 +62,8 @@ def read_run(run_dir: RunDir) -> Run:
         return Run(run_dir, None, "unreadable", str(error))
     if result and result.status not in UNDER_WAY:
         return Run(run_dir, result, result.status)
-    held = holder(run_dir.path)
-    return Run(run_dir, result, "running" if held and held.alive else "killed")
+    owner = holder(run_dir.path)
+    return Run(run_dir, result, "running" if owner and owner.alive else "killed")
 
 
 def signature(run: Run) -> tuple[object, ...]:

@@ -72,7 +72,7 @@ def status_of(run: Run) -> Status:
     left = None
     if run.state == "running" and step is not None and total and seconds_per_step:
         left = round((total - step) * seconds_per_step, 1)
-    held = holder(run.folder) if run.state == "running" else None
+    owner = holder(run.folder) if run.state == "running" else None
     return Status(
         folder=str(run.folder),
         state=run.state,
@@ -83,7 +83,7 @@ def status_of(run: Run) -> Status:
         seconds_per_step=seconds_per_step,
         seconds_left=left,
         last_write=last_write(run.run_dir),
-        process=f"process {held.pid} on {held.host}" if held else None,
+        process=f"process {owner.pid} on {owner.host}" if owner else None,
         error=run.problem or (result.error if result and ended else None),
     )
 
@@ -100,8 +100,8 @@ def to_json(statuses: Sequence[Status]) -> list[dict[str, Any]]:
 
 
 def to_table(statuses: Sequence[Status], width: int) -> RenderableType:
-    """Return a line a run (two where `width` characters are too few), the errors below them, and
-    how many runs each state has."""
+    """Return how many runs each state has, a line a run (two where `width` characters are too
+    few), and the errors below them."""
     rows = [cells(status) for status in statuses]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     wide = sum(widths) + 2 * len(widths) <= width
@@ -109,7 +109,8 @@ def to_table(statuses: Sequence[Status], width: int) -> RenderableType:
     errors = [Text(printable(f"{s.folder}: {s.error}"), "dim") for s in statuses if s.error]
     counts = Counter(status.state for status in statuses)
     states = ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state])
-    return Group(lines, *errors, Text(f"{plural(len(statuses), 'run')}: {states}", "bold"))
+    # First: a screen with fewer lines than there are runs cuts off the end.
+    return Group(Text(f"{plural(len(statuses), 'run')}: {states}", "bold"), lines, *errors)
 
 
 def cells(status: Status) -> list[str]:

@@ -112,9 +112,9 @@ def fingerprint(data: ImageSet) -> str:
     digest = hashlib.sha256(repr(tuple(data.images.shape)).encode())
     for rows, limit in ((data.images, HASHED_PIXELS), (data.labels, HASHED_LABELS)):
         count = len(rows)
-        taken = min(count, max(1, limit // max(1, rows[:1].nbytes)))
-        # k * (count - 1) // (taken - 1): the first and the last are among them
-        spaced = torch.arange(taken) * (count - 1) // max(1, taken - 1)
+        sampled = min(count, max(1, limit // max(1, rows[:1].nbytes)))
+        # k * (count - 1) // (sampled - 1): the first and the last are among them
+        spaced = torch.arange(sampled) * (count - 1) // max(1, sampled - 1)
         for index in spaced.split(READ_CHUNK):
             part = rows[index.to(rows.device)].cpu().contiguous()
             digest.update(part.numpy().data)

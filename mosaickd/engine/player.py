@@ -77,10 +77,10 @@ class Player:
 def _fast_options(optimizer: OptimizerFactory, capturable: bool) -> dict[str, bool]:
     """Ask for one fused kernel instead of a loop over tensors, unless the config says otherwise."""
     accepted = inspect.signature(optimizer).parameters
-    chosen = getattr(optimizer, "keywords", {})
+    keywords = getattr(optimizer, "keywords", {})
     options = {}
     fusable = getattr(optimizer, "func", optimizer) in (SGD, Adam, AdamW)
-    if fusable and "fused" not in chosen and "foreach" not in chosen:
+    if fusable and "fused" not in keywords and "foreach" not in keywords:
         options["fused"] = True
     if capturable and "capturable" in accepted:
         options["capturable"] = True

@@ -55,11 +55,11 @@ def save_grids(path: Path, grids: Sequence[Grid], step: int, columns: int = 10) 
     pixels = torch.cat(padded[:-1], dim=2).mul(255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels)
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-    said = PngInfo()
+    text = PngInfo()
     layout = {"step": step, "zoom": zoom, "padding": PADDING, "columns": columns, "grids": about}
-    said.add_text("mosaickd", json.dumps(layout))
+    text.add_text("mosaickd", json.dumps(layout))
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=said)
+    image.save(buffer, format="PNG", pnginfo=text)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 

@@ -57,6 +57,7 @@ def change(run: Path, **settings: Any) -> None:
     file.write_text(yaml.safe_dump(content))
 
 
+@pytest.mark.slow
 def test_distances_by_patch_size(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_distances_by_patch_size(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", ["pca", "tsne"])
 def test_the_teachers_view_in_a_plane(projection: str, trained: Path, tmp_path: Path) -> None:
     main(["embedding", str(trained), "--out", str(tmp_path), "--projection", projection,
@@ -84,6 +86,7 @@ def test_the_teachers_view_in_a_plane(projection: str, trained: Path, tmp_path: 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_loaded_run_makes_what_it_made(trained: Path) -> None:
     """Its generator is the checkpoint's: of the noise of the sample grids it makes their images."""
     loaded = LoadedRun(trained, device="cpu")

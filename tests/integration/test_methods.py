@@ -238,8 +238,10 @@ class AtCheck(Interruption):
 # A run of four steps that evaluates at steps 2 and 4 is asked after each step.
 @pytest.mark.parametrize(
     ("method", "number"),
-    [*[("mosaic", n) for n in (1, 2, 3, 4)], *[(m, 3) for m in METHODS if m != "mosaic"],
-     ("deepinv", 2), ("sskd", 2)],
+    [("mosaic", 3), ("sskd", 2),  # tests/unit/test_methods_all.py resumes each method
+     *[pytest.param("mosaic", n, marks=pytest.mark.slow) for n in (1, 2, 4)],
+     *[pytest.param(m, 3, marks=pytest.mark.slow) for m in METHODS if m != "mosaic"],
+     pytest.param("deepinv", 2, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_wherever_a_run_is_stopped_it_ends_with_the_same_weights(
     house: House, method: str, number: int
