@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from composing import compose_config, composing
 
-from mosaickd.config.run_key import config_hash, differences, run_key
+from mosaickd.config.run_key import config_hash, run_key
+from mosaickd.run_dir import differences
 
 
 @pytest.fixture(autouse=True, scope="module")

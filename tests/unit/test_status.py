@@ -75,7 +75,7 @@ def test_runs_that_have_ended(
     assert "seed3: " in text
     assert "25/50 (50 %)" in text
     assert "70.00 (71.25)" in text
-    assert text.splitlines()[-1] == "4 runs: 1 finished, 1 interrupted, 1 failed, 1 unreadable"
+    assert text.splitlines()[0] == "4 runs: 1 finished, 1 interrupted, 1 failed, 1 unreadable"
 
 
 def test_a_run_that_is_held_is_running_and_says_how_far_it_is(tmp_path: Path, rows: Any) -> None:
