@@ -46,6 +46,7 @@ def _process(rank: int, count: int, port: int, works: Works, folder: Path) -> No
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     distributed.init()
     results = {name: work() for name, work in works.items()}
+    distributed.gather_states({})  # rank 0 keeps the store: it ends when all have come here
     (folder / f"{rank}").write_bytes(pickle.dumps(results))
 
 
