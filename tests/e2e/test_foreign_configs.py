@@ -74,7 +74,9 @@ def test_an_experiment_chooses_no_code(forked: Forked, name: str) -> None:
     assert_refused(outcome, forked.folder, *words)
 
 
-@pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    "multirun", [[], pytest.param(["-m"], marks=pytest.mark.slow)], ids=["run", "sweep"]
+)
 def test_a_package_that_the_user_trusts_is_built(
     forked: Forked, tmp_path: Path, multirun: list[str]
 ) -> None:

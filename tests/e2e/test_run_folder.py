@@ -65,12 +65,13 @@ def test_force_runs_it_anew(cli: Cli, tiny: Tiny, run: Path) -> None:
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
-        ("teacher.checkpoint=corrupt.safetensors", "corrupt.safetensors"),
-        ("train.batch_size=1000", "train.batch_size"),
-        ("ood=folder", "ood.root"),
+        pytest.param("teacher.checkpoint=corrupt.safetensors", "corrupt.safetensors",
+                     id="corrupt teacher"),
+        pytest.param("train.batch_size=1000", "train.batch_size", id="too few images",
+                     marks=pytest.mark.slow),
+        pytest.param("ood=folder", "ood.root", id="no images", marks=pytest.mark.slow),
     ],
-    ids=["corrupt teacher", "too few images", "no images"],
-)
+)  # fmt: skip
 def test_an_attempt_that_cannot_begin_leaves_no_run_and_takes_no_ones_place(
     cli: Cli, tiny: Tiny, run: Path, mistake: str, words: str
 ) -> None:

@@ -46,7 +46,7 @@ def only(counter: OperatorCounter, name: str) -> OperatorCost:
     ("command", "arguments", "measures"),
     [
         (step, ["--warmup", "1", "--reference-style", "--modes", "eager"], ["eager", "reference"]),
-        (profile, [], ["eager"]),
+        pytest.param(profile, [], ["eager"], marks=pytest.mark.slow),
         (pipeline, ["--test-images", "8", "--parts", "loader", "evaluation"],
          ["evaluation: 8 images", "loader: a batch, augmented", "loader: a batch, plain",
           "loader: an iteration's draw", "loader: an iteration's images"]),
