@@ -2,9 +2,9 @@
 
 import hydra
 
+from mosaickd.cli.overrides import hydra_guard
+from mosaickd.cli.task import task
 from mosaickd.config.schema import CONF
-from mosaickd.overrides import hydra_guard
-from mosaickd.task import task
 
 main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.harness import compose_config, new_parser, parse, report
 from benchmarks.roofline import Work, add_up
 from benchmarks.workload import Workload, random_data
-from mosaickd.overrides import hydra_guard
+from mosaickd.cli.overrides import hydra_guard
 
 COLUMNS = ("", "TFLOP", "GB", "floor ms", "GB, all fused", "floor ms, all fused")
 

@@ -32,12 +32,12 @@ from benchmarks.harness import (
 )
 from benchmarks.reference import ReferenceLoaders
 from benchmarks.workload import Workload, random_data
+from mosaickd.cli.overrides import hydra_guard
 from mosaickd.engine.checkpoint import CheckpointWriter, save_checkpoint
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.load_data import RunData, build_loaders, build_test_batches
 from mosaickd.methods.base import Stream
-from mosaickd.overrides import hydra_guard
 
 
 class Row(NamedTuple):

@@ -24,9 +24,9 @@ from benchmarks.harness import (
     seconds_per_call,
 )
 from benchmarks.workload import MODES, Workload, random_data, release_memory
+from mosaickd.cli.overrides import hydra_guard
 from mosaickd.engine.device import choose_device
 from mosaickd.load_data import RunData
-from mosaickd.overrides import hydra_guard
 
 TOP = 25
 

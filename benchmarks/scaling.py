@@ -25,10 +25,10 @@ from omegaconf import DictConfig
 from benchmarks import runs
 from benchmarks.harness import compose_config, new_parser, number, parse, report, seconds_per_call
 from benchmarks.workload import Workload, random_data
+from mosaickd.cli.overrides import hydra_guard
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.metric_names import SECONDS_PER_STEP
-from mosaickd.overrides import hydra_guard
 
 COLUMNS = ("processes", "s/iteration", "images/s", "speed-up", "efficiency", "all-reduce")
 

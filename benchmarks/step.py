@@ -32,10 +32,10 @@ from benchmarks.harness import (
 from benchmarks.reference import WORKERS, ReferenceWorkload
 from benchmarks.roofline import Peaks, Work, add_up, measure_peaks
 from benchmarks.workload import MODES, PeakMemory, Workload, random_data, release_memory
+from mosaickd.cli.overrides import hydra_guard
 from mosaickd.engine.device import choose_device, describe_device
 from mosaickd.errors import UserError
 from mosaickd.load_data import RunData
-from mosaickd.overrides import hydra_guard
 
 Row = dict[str, Any]
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mosaickd import metric_names as names
-from mosaickd.account import has_api_key, server
 from mosaickd.analysis.labels import short
 from mosaickd.analysis.table1 import table1
 from mosaickd.cli import main_guard
 from mosaickd.errors import UserError, printable
+from mosaickd.utils.account import has_api_key, server
 
 #: Sections of losses: each player, and what its heading adds. A user's method may have others.
 PLAYERS = {

@@ -40,8 +40,6 @@ from mosaickd.engine.settings import TrainSettings
 from mosaickd.engine.trackers import NoTracker, Tracker
 from mosaickd.engine.trainer import Trainer
 from mosaickd.errors import UserError
-from mosaickd.files import write_atomically
-from mosaickd.git_info import code_version
 from mosaickd.load_data import (
     RunData,
     build_loaders,
@@ -52,10 +50,12 @@ from mosaickd.load_data import (
     predictor,
     select_ood_subset,
 )
-from mosaickd.locks import Lost, check_run_lock, run_lock
 from mosaickd.methods.base import Latents, Method
 from mosaickd.models.weights import save_weights, weights_digest
 from mosaickd.run_dir import OpenedRun, Result, RunDir, open_run_dir, withdraw
+from mosaickd.utils.files import write_atomically
+from mosaickd.utils.git_info import code_version
+from mosaickd.utils.locks import Lost, check_run_lock, run_lock
 
 log = logging.getLogger(__name__)
 

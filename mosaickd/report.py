@@ -90,7 +90,7 @@ def _report(arguments: argparse.Namespace) -> None:
         show_report(report, _title(report.columns, evaluation, folders))
     if arguments.html is not None:
         from mosaickd.analysis.page import render_page
-        from mosaickd.files import write_atomically
+        from mosaickd.utils.files import write_atomically
 
         path = folders[0] / "report.html" if arguments.html == Path() else arguments.html
         html = render_page(report, folders).encode()

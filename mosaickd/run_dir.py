@@ -20,8 +20,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from mosaickd.errors import UserError
-from mosaickd.files import read_json, remove_temporaries, write_json, write_text
 from mosaickd.metric_names import STEP, TOP1
+from mosaickd.utils.files import read_json, remove_temporaries, write_json, write_text
 
 log = logging.getLogger(__name__)
 

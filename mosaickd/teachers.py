@@ -30,7 +30,11 @@ from mosaickd.engine.device import Compute, describe_device, eagerly
 from mosaickd.engine.evaluate import evaluate
 from mosaickd.engine.interruption import Interruption
 from mosaickd.errors import UserError, printable
-from mosaickd.files import (
+from mosaickd.load_data import RunData
+from mosaickd.models.weights import load_weights, weights_digest
+from mosaickd.run_dir import Result, RunDir, differences
+from mosaickd.tracking import TEACHERS
+from mosaickd.utils.files import (
     file_digest,
     read_json,
     remove_temporaries,
@@ -38,11 +42,7 @@ from mosaickd.files import (
     write_atomically,
     write_json,
 )
-from mosaickd.load_data import RunData
-from mosaickd.locks import build_lock
-from mosaickd.models.weights import load_weights, weights_digest
-from mosaickd.run_dir import Result, RunDir, differences
-from mosaickd.tracking import TEACHERS
+from mosaickd.utils.locks import build_lock
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What a process forked by `forked` finds imported: all that takes time, and nothing of a run.
 
-(Not mosaickd.task, which looks at the command line as it is imported.)
+(Not mosaickd.cli.task, which looks at the command line as it is imported.)
 """
 
 from __future__ import annotations

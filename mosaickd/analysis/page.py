@@ -27,8 +27,8 @@ from mosaickd.analysis.charts import accuracy_chart, run_charts
 from mosaickd.analysis.runs import UNDER_WAY, Run, signature
 from mosaickd.analysis.table import Report, records, variants
 from mosaickd.analysis.terminal import mean_of
-from mosaickd.durations import duration
 from mosaickd.errors import UserError
+from mosaickd.utils.durations import duration
 
 HERE = Path(__file__).parent
 #: Of all runs of a page together: bytes of pictures, and points of each curve.

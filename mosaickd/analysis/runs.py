@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaickd.errors import UserError
-from mosaickd.locks import holder
 from mosaickd.metric_names import STEP
 from mosaickd.run_dir import Result, RunDir, find_run_dirs
+from mosaickd.utils.locks import holder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,11 +17,11 @@ from rich.text import Text
 
 from mosaickd.analysis.labels import number, plural
 from mosaickd.analysis.runs import UNDER_WAY, Run, load_runs
-from mosaickd.durations import duration, pace
 from mosaickd.errors import printable
-from mosaickd.locks import holder
 from mosaickd.metric_names import BEST, SECONDS_PER_STEP, STEP, TOP1
 from mosaickd.run_dir import RunDir
+from mosaickd.utils.durations import duration, pace
+from mosaickd.utils.locks import holder
 
 COLOURS = {"running": "bold green", "finished": "green", "interrupted": "yellow",
            "killed": "yellow", "failed": "red", "unreadable": "red"}  # fmt: skip

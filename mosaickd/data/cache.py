@@ -37,8 +37,8 @@ from mosaickd.data.decode import (
     split_chunks,
 )
 from mosaickd.data.source import ImageSet
-from mosaickd.files import user_cache
-from mosaickd.locks import build_lock
+from mosaickd.utils.files import user_cache
+from mosaickd.utils.locks import build_lock
 
 log = logging.getLogger(__name__)
 

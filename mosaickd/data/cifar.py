@@ -14,7 +14,7 @@ from mosaickd.data.parquet import find_shards, read_split
 from mosaickd.data.source import ImageSet
 from mosaickd.data.unpickle import load_arrays
 from mosaickd.errors import UserError
-from mosaickd.locks import build_lock
+from mosaickd.utils.locks import build_lock
 
 
 def read(

@@ -34,8 +34,8 @@ from mosaickd.data.decode import (
 )
 from mosaickd.data.image_files import SUFFIXES, ImageFiles
 from mosaickd.errors import UserError, printable
-from mosaickd.files import read_json, write_atomically, write_json
-from mosaickd.locks import build_lock
+from mosaickd.utils.files import read_json, write_atomically, write_json
+from mosaickd.utils.locks import build_lock
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 FORMATS = ("png", "webp")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mosaickd.data.source import ImageSet
 from mosaickd.errors import UserError
-from mosaickd.files import remove_temporaries, write_atomically
-from mosaickd.locks import build_lock
+from mosaickd.utils.files import remove_temporaries, write_atomically
+from mosaickd.utils.locks import build_lock
 
 log = logging.getLogger(__name__)
 

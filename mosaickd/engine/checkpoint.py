@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mosaickd.errors import UserError
-from mosaickd.files import write_atomically
-from mosaickd.torch_io import load_torch_file
+from mosaickd.utils.files import write_atomically
+from mosaickd.utils.torch_io import load_torch_file
 
 log = logging.getLogger(__name__)
 

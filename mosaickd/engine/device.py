@@ -16,7 +16,7 @@ from torch import nn
 from mosaickd.engine import distributed
 from mosaickd.engine.settings import TrainSettings
 from mosaickd.errors import UserError
-from mosaickd.files import user_cache
+from mosaickd.utils.files import user_cache
 
 
 class Compute(NamedTuple):

@@ -30,9 +30,9 @@ from mosaickd.engine.settings import TrainSettings
 from mosaickd.engine.trackers import Tracker
 from mosaickd.engine.trainer import StepOutput, Trainer
 from mosaickd.errors import UserError
-from mosaickd.locks import check_run_lock
 from mosaickd.models.weights import save_weights
 from mosaickd.run_dir import RunDir, no_accuracy
+from mosaickd.utils.locks import check_run_lock
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from mosaickd.durations import duration, pace
+from mosaickd.utils.durations import duration, pace
 
 if TYPE_CHECKING:  # not for a command that only looks at a config: evaluation brings torch
     from mosaickd.engine.evaluate import Accuracy

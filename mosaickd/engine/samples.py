@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mosaickd import metric_names
-from mosaickd.files import write_atomically
 from mosaickd.methods.base import Method
+from mosaickd.utils.files import write_atomically
 
 PADDING = 2  # pixels around each image
 GAP = 8  # and between two grids

@@ -16,12 +16,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
-from mosaickd.account import has_api_key
 from mosaickd.constraints import Positive
 from mosaickd.errors import UserError, printable
-from mosaickd.files import read_json, write_json
 from mosaickd.metric_names import SAMPLES, STEP, TIME, TOP1
 from mosaickd.run_dir import RunDir
+from mosaickd.utils.account import has_api_key
+from mosaickd.utils.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 

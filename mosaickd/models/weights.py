@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mosaickd.errors import UserError, printable
-from mosaickd.files import read_json, write_atomically
-from mosaickd.torch_io import load_torch_file
+from mosaickd.utils.files import read_json, write_atomically
+from mosaickd.utils.torch_io import load_torch_file
 
 log = logging.getLogger(__name__)
 

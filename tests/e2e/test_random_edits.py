@@ -26,10 +26,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mosaickd.cli.overrides import GROUPS, choices_of
 from mosaickd.config.schema import CONF
 from mosaickd.models.weights import save_weights
 from mosaickd.models.wresnet import WideResNet
-from mosaickd.overrides import GROUPS, choices_of
 
 STARTED = 77  # the exit code of a run that has reached its first iteration
 LIMIT = 30.0  # seconds that no edit may take

@@ -22,33 +22,30 @@ MODULES = {
 }
 
 #: Rooms, and what of the others each may import. Leaves know nothing of the others.
-LEAVES = ("errors", "constraints", "metric_names", "durations", "git_info", "account")
+LEAVES = ("errors", "constraints", "metric_names")
 ALLOWED = {
     **{leaf: set[str]() for leaf in LEAVES},
-    "files": {"errors"},
-    "locks": {"errors", "files"},
-    "torch_io": {"errors", "files"},
-    "run_dir": {"errors", "files", "metric_names"},
+    "utils": {"errors"},
+    "run_dir": {"errors", "utils", "metric_names"},
     "losses": {"errors"},
-    "data": {"errors", "files", "constraints", "locks"},
-    "models": {"errors", "files", "constraints", "torch_io"},
+    "data": {"errors", "utils", "constraints"},
+    "models": {"errors", "utils", "constraints"},
     "methods": {"errors", "constraints", "losses"},
     "engine": {
-        *("errors", "files", "locks", "constraints", "metric_names", "durations", "torch_io"),
-        *("account", "run_dir", "methods.base", "models.weights"),
+        *("errors", "utils", "constraints", "metric_names", "run_dir"),
+        *("methods.base", "models.weights"),
     },
-    "analysis": {"errors", "files", "locks", "metric_names", "durations", "run_dir", "methods"},
+    "analysis": {"errors", "utils", "metric_names", "run_dir", "methods"},
     "config": {"errors", "constraints", "engine.settings", "methods.inputs"},
 }
 #: These build runs, or read commands, and see everything; of the others, only `config` knows Hydra.
-TOP = {"launch", "load_data", "components", "teachers", "tracking", "loaded_run",
-       "cli", "overrides", "task", "sweep"}  # fmt: skip
+TOP = {"launch", "load_data", "components", "teachers", "tracking", "loaded_run", "cli"}
 #: Programs for people: they read run folders, by `analysis`.
 PROGRAMS = {
-    "report": {"analysis", "errors", "files", "cli"},
-    "figures": {"analysis", "errors", "files", "cli", "loaded_run"},
+    "report": {"analysis", "errors", "utils", "cli"},
+    "figures": {"analysis", "errors", "utils", "cli", "loaded_run"},
     "status": {"analysis", "errors", "cli"},
-    "dashboard": {"analysis", "errors", "cli", "account", "metric_names", "run_dir"},
+    "dashboard": {"analysis", "errors", "cli", "utils", "metric_names", "run_dir"},
 }
 ROOMS = ALLOWED | PROGRAMS
 

@@ -12,8 +12,8 @@ from typing import IO
 import pytest
 
 from mosaickd.errors import UserError
-from mosaickd.files import read_json, remove_temporaries, write_atomically, write_json
 from mosaickd.run_dir import RunDir
+from mosaickd.utils.files import read_json, remove_temporaries, write_atomically, write_json
 
 
 def writer(content: bytes) -> Callable[[IO[bytes]], object]:

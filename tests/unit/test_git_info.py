@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-PRINT_VERSION = "from mosaickd.git_info import code_version; print(code_version())"
+PRINT_VERSION = "from mosaickd.utils.git_info import code_version; print(code_version())"
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -34,9 +34,9 @@ def project(tmp_path: Path) -> Path:
     if not shutil.which("git"):
         pytest.skip("needs git")
     package = tmp_path / "mosaickd"
-    package.mkdir()
-    for name in ("__init__.py", "git_info.py"):
-        shutil.copy(REPO / "mosaickd" / name, package)
+    (package / "utils").mkdir(parents=True)
+    for name in ("__init__.py", "utils/__init__.py", "utils/git_info.py"):
+        shutil.copy(REPO / "mosaickd" / name, package / name)
     for name in ("conf", "sweeps"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.yaml").write_text("a: 1")

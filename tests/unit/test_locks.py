@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from mosaickd import locks
-from mosaickd.locks import OWNER, InUse, Lost, build_lock, check_run_lock, holder, run_lock
+from mosaickd.utils import locks
+from mosaickd.utils.locks import OWNER, InUse, Lost, build_lock, check_run_lock, holder, run_lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from mosaickd import locks
+from mosaickd.utils import locks
 with locks.{how}(Path(sys.argv[1]){more}):
     print("held", flush=True)
     sys.stdin.read()

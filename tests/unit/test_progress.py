@@ -7,10 +7,10 @@ import logging
 import pytest
 from rich.console import Console
 
-from mosaickd.durations import duration, pace
 from mosaickd.engine import progress
 from mosaickd.engine.evaluate import Accuracy
 from mosaickd.engine.progress import Progress
+from mosaickd.utils.durations import duration, pace
 
 LOSSES = {f"{player}/{name}": 0.5 for player, names in {
     "discriminator": ("fake", "real"), "generator": ("local", "align", "adv", "balance"),

@@ -12,9 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from mosaickd.cli.sweep import Sweep, empty_overrides, share_machine, swept_values
 from mosaickd.engine.progress import console
 from mosaickd.run_dir import Result
-from mosaickd.sweep import Sweep, empty_overrides, share_machine, swept_values
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mosaickd.files import write_atomically, write_json
+from mosaickd.utils.files import write_atomically, write_json
 
 COLUMN = 3.25  # inches: a column of a two-column paper
 DPI = 300  # of the PNG

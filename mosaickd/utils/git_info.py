@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent
+THIS_FILE = Path(__file__).resolve()
+PACKAGE = THIS_FILE.parents[1]
 
 
 @cache
@@ -16,7 +17,7 @@ def code_version() -> dict[str, Any]:
 
     Both are None for an installed package.
     """
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if _git("ls-files", "--error-unmatch", str(THIS_FILE)) is None:
         return {"commit": None, "dirty": None}
     # Whatever decides what a run computes; not notes, tests and results that lie beside it.
     changes = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps", "../run.py")

@@ -30,10 +30,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from mosaickd.cli import ignore_broken_pipe
-from mosaickd.durations import duration
 from mosaickd.engine.interruption import Interrupted
 from mosaickd.engine.progress import Bar, console, is_rank0, say
 from mosaickd.errors import CommandFailed, UserError, printable
+from mosaickd.utils.durations import duration
 
 if TYPE_CHECKING:
     from mosaickd.run_dir import Result
@@ -274,8 +274,8 @@ def stop_jobs_on_signals(folder: Path) -> None:
 
 def any_holds(processes: list[int], folder: Path) -> bool:
     """Return whether one of these processes holds a run below the folder."""
-    from mosaickd.locks import holder
     from mosaickd.run_dir import find_run_dirs
+    from mosaickd.utils.locks import holder
 
     holders = [holder(run.path) for run in find_run_dirs(folder)]
     return any(h.here and h.alive and h.pid in processes for h in holders if h)

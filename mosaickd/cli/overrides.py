@@ -21,8 +21,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mosaickd import sweep
-from mosaickd.cli import describe_os_error, main_guard
+from mosaickd.cli import describe_os_error, main_guard, sweep
 from mosaickd.config.schema import CONF, SWEEPS, config_dirs, options
 from mosaickd.errors import ComposeError, UserError, nearest
 

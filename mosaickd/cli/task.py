@@ -17,10 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mosaickd.cli import describe_os_error, ignore_broken_pipe
+from mosaickd.cli.sweep import Sweep, share_machine
 from mosaickd.config.schema import register
 from mosaickd.engine.interruption import Interrupted, Interruption
 from mosaickd.errors import CommandFailed, UserError
-from mosaickd.sweep import Sweep, share_machine
 
 if TYPE_CHECKING:
     from mosaickd.run_dir import Result
@@ -62,8 +62,8 @@ def run_job(cfg: DictConfig) -> Result:
         from mosaickd import analysis, teachers
         from mosaickd.engine import distributed
         from mosaickd.launch import launch
-        from mosaickd.locks import InUse
         from mosaickd.run_dir import Result, RunDir
+        from mosaickd.utils.locks import InUse
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise CommandFailed(UserError(f"a package can't be loaded: {reason}")) from error
