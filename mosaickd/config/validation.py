@@ -168,6 +168,8 @@ def check_section(node: Any, path: str, kind: str) -> None:
 
 def _check_target(node: Any, path: str, kind: str) -> Callable[..., Any]:
     """Return what a section builds. Raise where it builds nothing, or another kind of thing."""
+    if OmegaConf.is_dict(node) and kind == "method" and "method" in node:
+        raise UserError("the first line of the method's YAML must be `# @package _global_`")
     if not OmegaConf.is_dict(node) or "_target_" not in node:
         raise UserError(f"{path} must be a section with a _target_, got {node!r}")
     target, place = target_of(node, path), f"{path}._target_: {node._target_}"

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mosaickd.engine import distributed
 from mosaickd.engine.batch_sampler import BatchSampler
 from mosaickd.engine.player import Player
+from mosaickd.errors import UserError
 from mosaickd.methods.base import Batch, Method
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -65,6 +66,11 @@ class Trainer:
                 turn = next(turns, None)
             if turn is None:
                 break
+            if turn.player not in self.players:
+                raise UserError(
+                    f"{type(self.method).__name__} yields a turn of {turn.player!r}, and its players "
+                    f"are {', '.join(self.players)}"
+                )
             self.players[turn.player].step(turn.objective(), turn.reset_optimizer)
             outputs.append(
                 StepOutput(

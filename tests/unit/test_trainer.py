@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mosaickd.engine.player import Player
 from mosaickd.engine.schedules import constant, cosine, multistep
 from mosaickd.engine.trainer import Trainer
+from mosaickd.errors import UserError
 from mosaickd.methods.base import Batch, Loss, Method, Turn, frozen
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -54,6 +55,13 @@ def test_the_second_turn_sees_what_the_first_did() -> None:
     assert [turn.losses["square"].item() for turn in outputs] == pytest.approx([4.0, 2.25])
     assert outputs[0].weights == {"linear": 3.0, "square": 0.5}
     assert method.network.weight.item() == pytest.approx(1.05)
+
+
+def test_a_turn_of_an_unknown_player_is_named() -> None:
+    method = TwoTurns()
+    player = Player(method.network, partial(torch.optim.SGD, lr=0.1), cosine, steps=10)
+    with pytest.raises(UserError, match="TwoTurns yields a turn of 'one', and its players are two"):
+        Trainer(method, {"two": player}).train_step({})
 
 
 def test_gradients_that_no_one_takes_are_not_computed() -> None:

@@ -181,6 +181,12 @@ def test_configs_with_a_mistake(override: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_a_methods_yaml_without_its_first_line_is_named() -> None:
+    node = OmegaConf.create({"cell": "x", "method": {"_target_": "mosaickd.methods.kd.KD"}})
+    with pytest.raises(UserError, match="first line of the method's YAML.*@package _global_"):
+        check_section(node, "method", "method")
+
+
 def test_a_teacher_that_is_there_or_not_used_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "teacher.pth").touch()
     validate(compose_config(f"teacher.checkpoint={tmp_path}/teacher.pth"))
