@@ -68,8 +68,8 @@ class Trainer:
                 break
             if turn.player not in self.players:
                 raise UserError(
-                    f"{type(self.method).__name__} yields a turn of {turn.player!r}, and its players "
-                    f"are {', '.join(self.players)}"
+                    f"{type(self.method).__name__} yields a turn of {turn.player!r}, and its "
+                    f"players are {', '.join(self.players)}"
                 )
             self.players[turn.player].step(turn.objective(), turn.reset_optimizer)
             outputs.append(

@@ -183,7 +183,7 @@ def test_configs_with_a_mistake(override: str, words: str) -> None:
 
 def test_a_methods_yaml_without_its_first_line_is_named() -> None:
     node = OmegaConf.create({"cell": "x", "method": {"_target_": "mosaickd.methods.kd.KD"}})
-    with pytest.raises(UserError, match="first line of the method's YAML.*@package _global_"):
+    with pytest.raises(UserError, match=r"first line of the method's YAML.*@package _global_"):
         check_section(node, "method", "method")
 
 
