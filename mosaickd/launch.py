@@ -53,7 +53,7 @@ from mosaickd.load_data import (
 from mosaickd.methods.base import Latents, Method
 from mosaickd.models.weights import save_weights, weights_digest
 from mosaickd.run_dir import OpenedRun, Result, RunDir, open_run_dir, withdraw
-from mosaickd.utils.files import write_atomically
+from mosaickd.utils.files import write_text
 from mosaickd.utils.git_info import code_version
 from mosaickd.utils.locks import Lost, check_run_lock, run_lock
 
@@ -77,7 +77,7 @@ def launch(
         )
         if opened.previous is not None and opened.finished:
             return report_finished(cfg, run, opened.previous, group)
-        result = new_result(cfg, opened.previous)
+        result = new_result(cfg, opened)
 
         with recorded(opened, result, force=cfg.force), explain_failures(cfg, folder, result):
             check_players(cfg)
@@ -232,9 +232,9 @@ def input_paths(cfg: DictConfig) -> dict[str, str | None]:
 # ------------------------------------------------------------------------------------ the result
 
 
-def new_result(cfg: DictConfig, previous: Result | None) -> Result:
+def new_result(cfg: DictConfig, opened: OpenedRun) -> Result:
     """Return the result of a run that begins; what an earlier session came to stays true."""
-    result = previous or Result("", "", "", "", 0)
+    result = opened.previous or Result("", "", "", "", 0)
     inputs, ood = required_inputs(cfg), training_source(cfg) == "ood"
     result.status = "preparing"
     result.method = cfg.method.name
@@ -247,7 +247,7 @@ def new_result(cfg: DictConfig, previous: Result | None) -> Result:
     result.variant = variant(cfg)
     result.processes = distributed.world_size()
     result.versions = package_versions()
-    result.config_hash = config_hash(run_key(cfg))
+    result.config_hash = config_hash(opened.key)
     result.code = code_version()
     result.device = result.memory_mb = result.error = None
     return result
@@ -352,7 +352,7 @@ def begin(
     check_run_lock(run.path)  # to prepare may have taken long
     opened.begin(result)
     if broken:
-        write_atomically(run.broken, lambda file: file.write(format_broken(broken).encode()))
+        write_text(run.broken, format_broken(broken))
     else:
         run.broken.unlink(missing_ok=True)
     tracker: Tracker = build(cfg.tracker, run=tracked)
